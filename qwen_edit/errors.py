@@ -1,0 +1,71 @@
+"""What can go wrong, as codes of the contract. Each exception carries one sentence that may be shown to the caller."""
+
+from typing import ClassVar
+
+
+class EditError(Exception):
+    """An edit that was refused or failed. `str()` is the contract's `<code>: <sentence>`.
+
+    The sentence names the field, the value and what was expected; it never holds a path, a traceback or base64.
+    """
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.sentence}"
+
+
+class InvalidRequest(EditError):
+    """A field is missing, unknown, of the wrong type or out of range."""
+
+    code = "invalid_request"
+
+
+class InvalidImage(EditError):
+    """The image is not base64, or not a picture that can be read."""
+
+    code = "invalid_image"
+
+
+class ImageTooLarge(EditError):
+    """The image has more bytes or pixels than are accepted."""
+
+    code = "image_too_large"
+
+
+class ModelUnavailable(EditError):
+    """The weights that the request needs are not there, or cannot be used."""
+
+    code = "model_unavailable"
+
+
+class OutOfMemory(EditError):
+    """The device has not enough memory for this edit."""
+
+    code = "out_of_memory"
+
+
+class Cancelled(EditError):
+    """The caller asked to stop."""
+
+    code = "cancelled"
+
+
+class OutputTooLarge(EditError):
+    """The encoded result does not fit the payload."""
+
+    code = "output_too_large"
+
+
+class InternalError(EditError):
+    """Anything else; the details are in the log, never in the reply."""
+
+    code = "internal"
+
+
+class SettingsError(Exception):
+    """An environment variable that cannot be read. It stops the start, so it has no code of the contract."""
