@@ -1,0 +1,34 @@
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+TINY := models/tiny
+
+export PYTHONUNBUFFERED = 1
+
+.PHONY: run test check clean
+
+# One real edit of test_input.json through handler.py, on whatever this machine has.
+run: $(TINY)/manifest.json
+	@MODEL_CACHE_DIR=$(TINY) QWEN_EDIT_SAVE_DIR=outputs RUNPOD_LOG_LEVEL=WARN $(PYTHON) handler.py
+	@echo "The edited picture: $$(ls -t outputs/* | head -n 1)"
+
+test: $(INSTALLED)
+	@$(PYTHON) -m pytest
+
+check: $(INSTALLED)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+$(INSTALLED): pyproject.toml
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	@# PyTorch by itself first: on a machine that offers a CPU build, plain pip finds it only when asked directly.
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check "torch>=2.10,<2.14"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+$(TINY)/manifest.json: $(INSTALLED) builder/tiny.py $(wildcard qwen_edit/svdq/*.py)
+	@$(PYTHON) -m builder tiny --models $(TINY)
+
+clean:
+	rm -rf $(VENV) models outputs

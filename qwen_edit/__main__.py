@@ -1,0 +1,103 @@
+"""`python -m qwen_edit PHOTO "prompt" -o OUT`: edit one file from the shell."""
+
+import argparse
+import base64
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from qwen_edit.editor import Editor, prepare, respond
+from qwen_edit.errors import EditError, InvalidImage, InvalidRequest, SettingsError
+from qwen_edit.schema import EditRequest, EditResponse
+from qwen_edit.settings import Settings
+
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Edit a photo as the command line says.
+
+    Returns:
+        0, or 1 after a sentence on stderr that says what is wrong.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _edit(arguments)
+    except (EditError, SettingsError) as error:
+        print(f"qwen-edit: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwen-edit", description="Edit a photo from a prompt with Qwen-Image-Edit.")
+    parser.add_argument("photo", type=Path, help="the file to edit")
+    parser.add_argument("prompt", help="what to change")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="where to write: .png, .jpg or .webp")
+    parser.add_argument("--steps", type=int, help="denoising steps: 8, or 20 to 50 with the original checkpoint")
+    parser.add_argument("--seed", type=int, help="repeat an edit with the seed it printed")
+    parser.add_argument("--negative-prompt", help="what to steer away from; needs guidance")
+    parser.add_argument("--true-cfg-scale", type=float, help="guidance, 1 to 20")
+    parser.add_argument("--width", type=int, help="of the result, 256 to 2048; with --height")
+    parser.add_argument("--height", type=int, help="of the result, 256 to 2048; with --width")
+    parser.add_argument("--quality", type=int, help="of JPEG and WebP, 1 to 100", dest="output_quality")
+    return parser
+
+
+def _edit(arguments: argparse.Namespace) -> None:
+    settings = Settings.from_environ(os.environ)
+    request = _request(arguments)
+    prepared = prepare(request, settings.models)
+    started = time.perf_counter()
+    editor = Editor.load(settings)
+    with tqdm(total=prepared.plan.steps, unit="step", desc=prepared.plan.checkpoint.name) as bar:
+        rendered = editor.render(prepared, lambda step, steps: _advance(bar, step), lambda: False)
+    response = respond(prepared, rendered)
+    _write(arguments.output, response)
+    for warning in response.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(_summary(response, time.perf_counter() - started, arguments.output))
+
+
+def _request(arguments: argparse.Namespace) -> EditRequest:
+    suffix = arguments.output.suffix.lower()
+    if suffix not in FORMATS:
+        raise InvalidRequest(f"output {arguments.output.name!r} ends in {suffix!r}, expected {', '.join(FORMATS)}")
+    if not arguments.output.parent.is_dir():
+        raise InvalidRequest(f"output folder {str(arguments.output.parent)!r} does not exist")
+    options = ("prompt", "steps", "seed", "negative_prompt", "true_cfg_scale", "width", "height", "output_quality")
+    fields = {name: getattr(arguments, name) for name in options}
+    return EditRequest.parse({**fields, "image": _read(arguments.photo), "output_format": FORMATS[suffix]})
+
+
+def _read(photo: Path) -> str:
+    try:
+        return base64.b64encode(photo.read_bytes()).decode("ascii")
+    except FileNotFoundError as error:
+        raise InvalidImage(f"there is no file {str(photo)!r}") from error
+    except OSError as error:
+        raise InvalidImage(f"{str(photo)!r} cannot be read: {error.strerror}") from error
+
+
+def _advance(bar: "tqdm[object]", step: int) -> None:
+    bar.update(step - bar.n)
+
+
+def _write(output: Path, response: EditResponse) -> None:
+    try:
+        output.write_bytes(base64.b64decode(response.image))
+    except OSError as error:
+        raise InvalidRequest(f"output {str(output)!r} cannot be written: {error.strerror}") from error
+
+
+def _summary(response: EditResponse, seconds: float, output: Path) -> str:
+    model = response.model_info
+    return f"{output}: {model.checkpoint}, {model.steps} steps, seed {response.seed}, {seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

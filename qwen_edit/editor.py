@@ -1,0 +1,206 @@
+"""The whole path of a request, in order. `Editor` is the only object that owns the device.
+
+torch and the model libraries are imported by `Editor.load`, not with this module: a request is checked, and its picture decoded,
+without waiting for them.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from qwen_edit import images
+from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, RANK, Checkpoint
+from qwen_edit.errors import Cancelled, ModelUnavailable
+from qwen_edit.manifest import Manifest, ManifestError
+from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, Timings
+from qwen_edit.selection import Plan, available, plan, supported_steps
+from qwen_edit.settings import Settings
+from qwen_edit.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from qwen_edit.models.pipeline import EditPipeline
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready for the device: its picture decoded, everything it left open decided."""
+
+    request: EditRequest
+    picture: Image.Image
+    plan: Plan
+    warnings: tuple[str, ...]
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What came off the device."""
+
+    pictures: list[Image.Image]
+    model: ModelInfo
+    stages_ms: dict[str, float]
+    cold: bool
+
+
+def prepare(request: EditRequest, models: Path) -> Prepared:
+    """Decode the picture and decide what will run. Needs no model; any thread may call it.
+
+    Raises:
+        EditError: the picture cannot be used, or no checkpoint is there for the request.
+    """
+    started = time.perf_counter()
+    decoded = images.decode(request.image)
+    chosen = plan(request, decoded.picture.size, available(models))
+    return Prepared(request, decoded.picture, chosen, (*decoded.warnings, *chosen.warnings), _ms_since(started))
+
+
+def respond(prepared: Prepared, rendered: Rendered, queue_ms: float = 0.0) -> EditResponse:
+    """Encode the pictures and say what made them. Needs no model; any thread may call it."""
+    started = time.perf_counter()
+    request = prepared.request
+    encoded = [
+        images.to_base64(images.encode(picture, request.output_format, request.output_quality))
+        for picture in rendered.pictures
+    ]
+    stages = {"queue": queue_ms, "decode": prepared.decode_ms, **rendered.stages_ms, "encode": _ms_since(started)}
+    timings = {name: round(ms, 1) for name, ms in (*stages.items(), ("total", sum(stages.values())))}
+    return EditResponse(
+        image=encoded[0],
+        images=encoded,
+        format=request.output_format,
+        width=prepared.plan.width,
+        height=prepared.plan.height,
+        seed=prepared.plan.seed,
+        model_info=rendered.model,
+        timings=Timings(**timings, cold=rendered.cold),
+        warnings=list(prepared.warnings),
+    )
+
+
+class Editor:
+    """Loads once, edits many times, one edit at a time."""
+
+    def __init__(self, settings: Settings, pipeline: "EditPipeline", manifest: Manifest | None) -> None:
+        self.settings = settings
+        self._pipeline = pipeline
+        self._manifest = manifest
+        self._checkpoint: Checkpoint | None = None
+        self._cold = True
+        self._lock = Lock()
+
+    @classmethod
+    def load(cls, settings: Settings | None = None, cancelled: Callable[[], bool] = lambda: False) -> "Editor":
+        """Load the pipeline and the preferred checkpoint.
+
+        Args:
+            settings: from the environment where left out.
+            cancelled: asked between the stages of the load.
+
+        Raises:
+            SettingsError: an environment variable cannot be read.
+            ModelUnavailable: the weights are not there, are damaged, or do not run on this machine.
+            Cancelled: the flag was set.
+        """
+        settings = settings or Settings.from_environ(os.environ)
+        on_disk = _require_checkpoints(settings.models)
+        manifest = _read_manifest(settings.models)
+        _go_on(cancelled)
+        import torch  # noqa: F401 - here, because the flag is worth asking between these slow imports
+
+        _go_on(cancelled)
+        from qwen_edit.models.pipeline import EditPipeline
+
+        _go_on(cancelled)
+        editor = cls(settings, EditPipeline.load(settings), manifest)
+        _go_on(cancelled)
+        editor._use(on_disk[0])
+        return editor
+
+    def edit(
+        self,
+        request: EditRequest,
+        on_step: Callable[[int, int], None] = lambda step, steps: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> EditResponse:
+        """Edit one picture.
+
+        Args:
+            on_step: called after each denoising step with its number, from 1, and how many there are.
+            cancelled: asked before each step.
+
+        Raises:
+            EditError: see `qwen_edit.errors`.
+        """
+        prepared = prepare(request, self.settings.models)
+        rendered = self.render(prepared, on_step, cancelled)
+        return respond(prepared, rendered)
+
+    def render(
+        self, prepared: Prepared, on_step: Callable[[int, int], None], cancelled: Callable[[], bool]
+    ) -> Rendered:
+        """The part of an edit that needs the device.
+
+        Raises:
+            EditError: see `qwen_edit.errors`.
+        """
+        with self._lock:
+            self._use(prepared.plan.checkpoint)
+            watch = self._pipeline.start_stopwatch()
+            pictures = self._pipeline.render(prepared.picture, prepared.request.prompt, prepared.plan, on_step, cancelled)
+            cold, self._cold = self._cold, False
+            return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, cold)
+
+    def _use(self, checkpoint: Checkpoint) -> None:
+        if checkpoint != self._checkpoint:
+            self._checkpoint = None
+            self._pipeline.use(checkpoint, self.settings.models)
+            self._checkpoint = checkpoint
+
+    def _describe(self, chosen: Plan) -> ModelInfo:
+        on_disk = available(self.settings.models)
+        entry = self._manifest.entry(chosen.checkpoint.path) if self._manifest else None
+        return ModelInfo(
+            base_model=BASE_REPOSITORY,
+            checkpoint=chosen.checkpoint.file,
+            revision=entry.revision if entry else None,
+            sha256=entry.sha256 if entry else None,
+            rank=chosen.checkpoint.rank,
+            steps=chosen.steps,
+            true_cfg_scale=chosen.true_cfg_scale,
+            supported_ranks=[RANK],
+            supported_steps=supported_steps(on_disk),
+            default_rank=RANK,
+            default_steps=on_disk[0].default_steps if on_disk else chosen.checkpoint.default_steps,
+            **self._pipeline.describe(),
+        )
+
+
+def _go_on(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("the load was cancelled")
+
+
+def _require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
+    if not models.is_dir():
+        raise ModelUnavailable("the folder that MODEL_CACHE_DIR names does not exist; fill it with python -m builder bake")
+    on_disk = available(models)
+    if not on_disk:
+        raise ModelUnavailable("there is no checkpoint in MODEL_CACHE_DIR; fetch one with python -m builder bake")
+    return on_disk
+
+
+def _read_manifest(models: Path) -> Manifest | None:
+    try:
+        return Manifest.read(models)
+    except ManifestError as error:
+        raise ModelUnavailable(f"{error}; write it again with python -m builder bake") from error
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000

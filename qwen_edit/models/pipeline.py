@@ -1,0 +1,217 @@
+"""diffusers' own `QwenImageEditPipeline`, assembled from parts that were loaded here, and driven by a plan."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline, calculate_dimensions
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import Tensor
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+
+from qwen_edit.catalog import BASE_FOLDER, Checkpoint
+from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory
+from qwen_edit.models.device import choose_device, choose_dtype, device_name, wait_for
+from qwen_edit.models.processor import EditProcessor
+from qwen_edit.models.text_encoder import load_text_encoder
+from qwen_edit.models.transformer_dense import load_dense
+from qwen_edit.models.vae import decode_latents, load_vae
+from qwen_edit.selection import Plan
+from qwen_edit.settings import Settings
+from qwen_edit.stopwatch import Stopwatch
+
+REFERENCE_AREA = 1024 * 1024
+"""Pixels of the picture that the model is shown, whatever size is asked for; the stock pipeline's constant."""
+
+REQUIRED_FILES = (
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "processor/preprocessor_config.json",
+    "text_encoder/config.json",
+    "vae/config.json",
+)
+
+_SHOWN_SCHEDULE = (
+    "base_image_seq_len",
+    "base_shift",
+    "max_image_seq_len",
+    "max_shift",
+    "shift",
+    "shift_terminal",
+    "time_shift_type",
+    "use_dynamic_shifting",
+)
+
+OnStep = Callable[[int, int], None]
+"""Told of each finished denoising step: its number from 1, and how many there are."""
+
+
+class EditPipeline(QwenImageEditPipeline):
+    """The stock pipeline, with a stopwatch around the stages inside its call and a transformer that can be changed."""
+
+    # No constructor: diffusers reads a pipeline's modules from the signature of its own.
+    stopwatch = Stopwatch()
+
+    @classmethod
+    def load(cls, settings: Settings) -> "EditPipeline":
+        """Load everything but the transformer and its scheduler, which come with a checkpoint.
+
+        Raises:
+            ModelUnavailable: a part is missing or damaged, or the settings ask for what this machine does not have.
+        """
+        device = choose_device(settings)
+        dtype = choose_dtype(device)
+        base = settings.models / BASE_FOLDER
+        _require_files(base)
+        with _readable("tokenizer"):
+            tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
+        with _readable("processor"):
+            processor = EditProcessor.load(tokenizer, base / "processor")
+        with _readable("text_encoder"):
+            text_encoder = load_text_encoder(base / "text_encoder", device, dtype)
+        with _readable("vae"):
+            vae = load_vae(base / "vae", device, dtype)
+        pipeline = cls(
+            scheduler=None, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, processor=processor, transformer=None
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def use(self, checkpoint: Checkpoint, models: Path) -> None:
+        """Change to another checkpoint: its transformer and its scheduler. The rest stays.
+
+        The old transformer is let go first, so that the two are never in memory together; after an error there is none.
+
+        Raises:
+            ModelUnavailable: the checkpoint is missing or damaged.
+        """
+        self.transformer = None
+        with _readable("scheduler"):
+            schedule = checkpoint.schedule or FlowMatchEulerDiscreteScheduler.load_config(
+                models / BASE_FOLDER / "scheduler"
+            )
+            self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(schedule))
+        self.transformer = load_dense(models / checkpoint.path, self.text_encoder.device, self.text_encoder.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """What makes the pictures, in the words of `ModelInfo`."""
+        schedule = {key: self.scheduler.config[key] for key in _SHOWN_SCHEDULE}
+        return {
+            "precision": "int4",
+            "backend": "dense",
+            "device": device_name(self.text_encoder.device),
+            "dtype": str(self.text_encoder.dtype).removeprefix("torch."),
+            "scheduler": {"name": type(self.scheduler).__name__, **schedule},
+        }
+
+    def start_stopwatch(self) -> Stopwatch:
+        """Time what comes next."""
+        device = self.text_encoder.device
+        self.stopwatch = Stopwatch(lambda: wait_for(device))
+        return self.stopwatch
+
+    @torch.inference_mode()
+    def render(
+        self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
+    ) -> list[Image.Image]:
+        """Edit one picture as planned.
+
+        Args:
+            picture: RGB.
+            on_step: called after each step, but not once the flag is set.
+            cancelled: the flag, asked before the first step and after each one.
+
+        Returns:
+            `plan.num_images` pictures of `plan.width` × `plan.height` pixels. The one at i is drawn from the seed plus i.
+
+        Raises:
+            InvalidRequest: the prompt has more tokens than the picture leaves room for.
+            Cancelled: the flag was set.
+            OutOfMemory: the device's memory does not suffice.
+        """
+        for field, text in (("prompt", prompt), ("negative_prompt", plan.negative_prompt)):
+            self._require_room(field, text or "", picture, plan)
+        try:
+            with self.stopwatch.stage("denoise"):
+                latents = self._denoise(picture, prompt, plan, on_step, cancelled)
+            with self.stopwatch.stage("vae_decode"):
+                return decode_latents(self.vae, self._unpack_latents(latents, plan.height, plan.width, self.vae_scale_factor))
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{plan.num_images} picture(s) of {plan.width} × {plan.height} pixels do not fit the device's memory; "
+                "ask for a smaller width and height or fewer num_images"
+            ) from error
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the stock signature is handed on
+        """See the stock pipeline; the time goes to `prompt`."""
+        with self.stopwatch.stage("prompt"):
+            return super().encode_prompt(*args, **kwargs)
+
+    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the stock signature is handed on
+        """See the stock pipeline, which encodes the reference picture here; the time goes to `vae_encode`."""
+        with self.stopwatch.stage("vae_encode"):
+            return super().prepare_latents(*args, **kwargs)
+
+    def _denoise(
+        self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
+    ) -> Tensor:
+        def after_step(_pipeline: object, step: int, _timestep: object, _tensors: object) -> dict[str, Tensor]:
+            _stop_if(cancelled)
+            on_step(step + 1, plan.steps)
+            return {}
+
+        _stop_if(cancelled)
+        # On the CPU whatever the device, so that a seed means the same noise everywhere.
+        noise = [torch.Generator("cpu").manual_seed((plan.seed + i) % 2**63) for i in range(plan.num_images)]
+        output = self(
+            image=picture,
+            prompt=prompt,
+            negative_prompt=plan.negative_prompt,
+            true_cfg_scale=plan.true_cfg_scale,
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=plan.steps,
+            num_images_per_prompt=plan.num_images,
+            generator=noise,
+            output_type="latent",
+            callback_on_step_end=after_step,
+        )
+        latents: Tensor = output.images
+        return latents
+
+    def _require_room(self, field: str, text: str, picture: Image.Image, plan: Plan) -> None:
+        """Text and pictures share the rotary table: the text starts where the larger half side of a picture ends."""
+        width, height, _ = calculate_dimensions(REFERENCE_AREA, picture.width / picture.height)
+        tokens = self.processor.token_count(self.prompt_template_encode.format(text), width, height)
+        tokens -= self.prompt_template_encode_start_idx
+        pixels_per_token = self.vae_scale_factor * 2
+        start = max(side // pixels_per_token // 2 for side in (width, height, plan.width, plan.height))
+        room = len(self.transformer.pos_embed.pos_freqs) - start
+        if tokens > room:
+            raise InvalidRequest(
+                f"{field} is too long: with this picture it makes {tokens} tokens, of which {room} fit; "
+                f"shorten it by about {tokens - room} tokens"
+            )
+
+
+def _stop_if(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("the edit was cancelled")
+
+
+def _require_files(base: Path) -> None:
+    for name in REQUIRED_FILES:
+        if not (base / name).is_file():
+            raise ModelUnavailable(f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake")
+
+
+@contextmanager
+def _readable(part: str) -> Iterator[None]:
+    """Translate what the libraries raise on a damaged configuration."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"the base model's {part} cannot be loaded; check it with python3 verify_models.py") from error

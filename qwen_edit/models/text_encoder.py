@@ -1,0 +1,71 @@
+"""The Qwen2.5-VL text encoder without its `lm_head`: the pipeline uses the last hidden state alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+from transformers.utils.logging import disable_progress_bar
+
+from qwen_edit.errors import ModelUnavailable
+from qwen_edit.weights import read_folder
+
+
+def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Qwen2_5_VLModel:
+    """Build the text encoder around the tensors in `folder`.
+
+    Args:
+        folder: the base model's `text_encoder/`: `config.json` and safetensors shards, in the published style of names
+            (`model.*`, `visual.*`) or today's (`model.language_model.*`, `model.visual.*`).
+
+    Raises:
+        ModelUnavailable: a file cannot be read, or the tensors are not those of the configuration.
+    """
+    config = Qwen2_5_VLConfig.from_pretrained(folder)
+    config.text_config.use_cache = False
+    disable_progress_bar()  # it would draw into the worker's log
+    tensors = model_names(read_folder(folder, device, dtype))
+    model, loaded = Qwen2_5_VLModel.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+    )
+    _require_all(loaded)
+    model.register_forward_pre_hook(_add_token_types, with_kwargs=True)
+    model.requires_grad_(requires_grad=False)
+    return model.eval()
+
+
+def model_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of `Qwen2_5_VLForConditionalGeneration`, of either style, to those of `Qwen2_5_VLModel`."""
+    return {_model_name(name): tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+
+
+def _model_name(name: str) -> str:
+    if name.startswith(("model.visual.", "model.language_model.")):
+        return name.removeprefix("model.")
+    if name.startswith("model."):
+        return "language_model." + name.removeprefix("model.")
+    return name
+
+
+def _require_all(loaded: Mapping[str, Any]) -> None:
+    """Refuse a partial load: transformers would fill what is missing with random numbers and only log it."""
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loaded[what]:
+            name = str(sorted(loaded[what], key=str)[0])
+            raise ModelUnavailable(
+                f"text_encoder has {len(loaded[what])} {what.replace('_', ' ')} against its config.json, the first is {name}; "
+                "fetch it again with python -m builder bake"
+            )
+
+
+def _add_token_types(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Say which tokens are the picture's.
+
+    From these transformers 5 derives the three-dimensional positions (M-RoPE) of the picture. diffusers' pipeline does not pass
+    them, and without them the positions fall back to those of plain text, which changes every edit without an error.
+    """
+    picture = kwargs["input_ids"] == module.config.image_token_id
+    return args, {**kwargs, "mm_token_type_ids": picture.to(torch.int32)}

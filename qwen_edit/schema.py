@@ -1,0 +1,243 @@
+"""The JSON contract: what is asked for and what is answered."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from qwen_edit.catalog import CHECKPOINTS, OLD_RANKS, OLD_STEPS, RANK
+from qwen_edit.errors import InvalidRequest
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+JsonScalar = str | int | float | bool | None
+
+MAX_PROMPT = 4000
+"""Characters."""
+
+MAX_SEED = 2**63 - 1
+"""The largest seed that a torch generator takes as a signed integer."""
+
+MIN_SIDE, MAX_SIDE = 256, 2048
+"""Pixels of an asked width or height."""
+
+_STEPS_ALIAS = "num_inference_steps"
+_RANKS = (*OLD_RANKS, RANK)
+_STEPS = (range(OLD_STEPS, OLD_STEPS + 1), *(checkpoint.steps for checkpoint in CHECKPOINTS))
+_STEPS_TEXT = ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in _STEPS)
+_PLAIN_TEXT = "without NUL or lone surrogates"
+_MAX_SHOWN = 40
+_MAX_UNKNOWN = 5
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a NUL character")
+    return text
+
+
+def _known_rank(rank: int) -> int:
+    if rank not in _RANKS:
+        raise ValueError("not a rank")
+    return rank
+
+
+def _known_steps(steps: int) -> int:
+    if not any(steps in span for span in _STEPS):
+        raise ValueError("not a step count")
+    return steps
+
+
+def _random_as_none(seed: int | None) -> int | None:
+    return None if seed == -1 else seed
+
+
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+
+
+class EditRequest(BaseModel):
+    """One edit, as it was asked for; `selection.plan` decides what is run.
+
+    A field that is left out or None has its default. `seed` is None where any will do.
+
+    Raises:
+        InvalidRequest: from the constructor and from `parse`, with one sentence about every field that is wrong.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    # A field's description completes the sentence "<field> is <value>, expected ...".
+    image: str = Field(min_length=1, repr=False, description="base64 or a data URI of a picture")
+    prompt: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_PROMPT), AfterValidator(_without_nul)
+    ] = Field(description=f"1 to {MAX_PROMPT:,} characters after trimming, {_PLAIN_TEXT}")
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_without_nul)] = Field(
+        " ", description=f"at most {MAX_PROMPT:,} characters, {_PLAIN_TEXT}"
+    )
+    rank: Annotated[int, AfterValidator(_known_rank)] = Field(
+        RANK, description=f"the integer {RANK} ({' and '.join(map(str, OLD_RANKS))} run as {RANK})"
+    )
+    steps: Annotated[int, AfterValidator(_known_steps)] | None = Field(
+        None, validation_alias=AliasChoices("steps", _STEPS_ALIAS), description=f"an integer out of {_STEPS_TEXT}"
+    )
+    true_cfg_scale: float | None = Field(None, ge=1, le=20, description="a number from 1 to 20")
+    seed: Annotated[int | None, AfterValidator(_random_as_none)] = Field(
+        None, ge=-1, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}, or -1 for any"
+    )
+    width: Side | None = Field(None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
+    height: Side | None = Field(None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
+    num_images: int = Field(1, ge=1, le=4, description="an integer from 1 to 4")
+    output_format: OutputFormat = Field("png", description="'png', 'jpeg' or 'webp'")
+    output_quality: int = Field(95, ge=1, le=100, description="an integer from 1 to 100")
+
+    # Type checkers keep the constructor that they derive from the fields.
+    if not TYPE_CHECKING:
+
+        def __init__(self, /, **fields: object) -> None:
+            _refuse_unknown(fields)
+            try:
+                super().__init__(**_given(fields))
+            except ValidationError as error:
+                complaints = map(_complaint, error.errors(include_url=False, include_context=False))
+                # Without the cause: pydantic's own message is not one sentence.
+                raise InvalidRequest("; ".join(complaints)) from None
+
+    @classmethod
+    def parse(cls, payload: object) -> Self:
+        """Read an untrusted JSON value, such as a job's input."""
+        if not isinstance(payload, dict):
+            raise InvalidRequest(f"input is {_shown(payload)}, expected an object with image and prompt")
+        for name in payload:
+            if not isinstance(name, str):
+                raise InvalidRequest(f"input has the field name {_shown(name)}, expected a string")
+        return cls(**payload)
+
+    @model_validator(mode="after")
+    def _both_sides_or_neither(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            alone, other = ("width", "height") if self.height is None else ("height", "width")
+            raise InvalidRequest(f"{alone} is {getattr(self, alone)} without {other}, expected both or neither")
+        return self
+
+
+class Timings(BaseModel):
+    """Milliseconds of each part of an edit; `cold` marks the first edit of the process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    queue: float = 0.0
+    decode: float
+    prompt: float
+    vae_encode: float
+    denoise: float
+    vae_decode: float
+    encode: float
+    total: float
+    cold: bool
+
+
+class ModelInfo(BaseModel):
+    """What ran, enough to run it again, and what else could have been asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    base_model: str
+    checkpoint: str
+    revision: str | None
+    sha256: str | None
+    precision: str
+    backend: str
+    device: str
+    dtype: str
+    rank: int
+    steps: int
+    true_cfg_scale: float
+    scheduler: dict[str, JsonScalar]
+    supported_ranks: list[int]
+    supported_steps: list[int]
+    default_rank: int
+    default_steps: int
+
+
+class EditResponse(BaseModel):
+    """One edit, done. `images` are base64, `image` is the first; `warnings` are sentences on what was changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str = Field(repr=False)
+    images: list[str] = Field(repr=False)
+    format: OutputFormat
+    width: int
+    height: int
+    seed: int
+    # pydantic reserves the contract's name for its own configuration.
+    model_info: ModelInfo = Field(serialization_alias="model_config")
+    timings: Timings
+    warnings: list[str]
+
+    def to_json(self) -> dict[str, object]:
+        """The contract's response, of JSON types alone."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    known = [*EditRequest.model_fields, _STEPS_ALIAS]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        complaints = [_unknown(name, known) for name in unknown[:_MAX_UNKNOWN]]
+        more = len(unknown) - _MAX_UNKNOWN
+        raise InvalidRequest("; ".join(complaints) + (f"; nor are {more:,} more" if more > 0 else ""))
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    (closest,) = difflib.get_close_matches(name[:_MAX_SHOWN], known, n=1, cutoff=0.0)
+    return f"{_shown(name)} is not a field, the closest is {closest}"
+
+
+def _given(fields: Mapping[str, object]) -> dict[str, object]:
+    given = {name: value for name, value in fields.items() if value is not None}
+    if "steps" in given and _STEPS_ALIAS in given:
+        steps, alias = _shown(given["steps"]), _shown(given.pop(_STEPS_ALIAS))
+        if steps != alias:
+            raise InvalidRequest(f"steps is {steps} and {_STEPS_ALIAS} is {alias}, expected one of them or the same")
+    return given
+
+
+def _complaint(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    expected = EditRequest.model_fields["steps" if name == _STEPS_ALIAS else name].description
+    if error["type"] == "missing":
+        return f"{name} is missing, expected {expected}"
+    # The image's own characters never leave the worker, not even a few.
+    return f"{name} is {_shown(error['input'], 0 if name == 'image' else _MAX_SHOWN)}, expected {expected}"
+
+
+def _shown(value: object, longest: int = _MAX_SHOWN) -> str:
+    match value:
+        case None | bool():
+            return json.dumps(value)
+        case int():
+            # Beyond some thousand digits, Python refuses to print an integer.
+            return str(value) if value.bit_length() <= 64 else "an integer of more than 64 bits"
+        case float():
+            return repr(value)
+        case str() if len(value) <= longest:
+            return repr(value)
+        case str():
+            return f"a string of {len(value):,} characters"
+        case list() | tuple():
+            return f"a list of {len(value):,}"
+        case dict():
+            return f"an object of {len(value):,} fields"
+    return f"a Python {type(value).__name__}"

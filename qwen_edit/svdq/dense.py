@@ -1,0 +1,165 @@
+"""From packed tensors to the stock diffusers model: each quantized layer becomes the plain layer that it stands for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from qwen_edit.svdq import layout
+from qwen_edit.svdq.checkpoint import CheckpointError, CheckpointInfo, read_header
+from qwen_edit.svdq.modules import (
+    AWQ_MODULES,
+    NORMS,
+    SHIFTED_MODULES,
+    SVDQ_MODULES,
+    block_prefix,
+    stock_modules,
+    top_level_tensors,
+)
+
+ACTIVATION_SHIFT = 0.171875
+"""11/64, just above −min(GELU): what the kernels add to the input of `*_mlp.net.2` to make it unsigned."""
+
+MODULATIONS = 6
+"""What a modulation layer gives for each channel: shift, scale and gate of the attention, then of the MLP."""
+
+SCALES = (1, 4)
+"""Which of the modulations are scales; the format stores them with the 1 of `x · (1 + scale)` in the bias."""
+
+
+def dense_state_dict(path: Path | str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """The state dict of `QwenImageTransformer2DModel(**read_header(path).config)`, every tensor in `dtype` on the CPU.
+
+    Weights and biases are computed in float32 and rounded once.
+
+    Raises:
+        CheckpointError: the file does not pass `read_header`, or holds values that give no finite weight.
+    """
+    info = read_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            dense = dense_top_level(
+                {name: file.get_tensor(name) for name in top_level_tensors(info.config)}, info.file, dtype
+            )
+            for block in range(info.num_layers):
+                packed = {name: file.get_tensor(name) for name in _names_of(info, block)}
+                dense |= dense_block(packed, block, info.file, dtype)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{info.file}: cannot be read: {type(error).__name__}") from error
+    return dense
+
+
+def dense_top_level(tensors: Mapping[str, Tensor], file: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """The tensors outside of the blocks, bfloat16 under their stock names, as copies in `dtype`.
+
+    Raises:
+        CheckpointError: as for `dense_block`.
+    """
+    dense = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+    _check_finite(dense, tensors, file)
+    return dense
+
+
+def dense_block(
+    tensors: Mapping[str, Tensor], block: int, file: str, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
+    """The stock tensors of one block, on the device of the packed ones, which are left as they are.
+
+    Args:
+        tensors: at least this block's packed tensors under their full names, in the dtypes and shapes that
+            `modules.expected_tensors` gives; `smooth_factor_orig` is not asked for.
+        block: index of the block.
+        file: name of the file they come from, for the error.
+        dtype: of the result; everything is computed in float32 and rounded once.
+
+    Raises:
+        CheckpointError: a value is not finite, or would be after a division by a smooth factor of zero.
+    """
+    prefix = block_prefix(block)
+    dense = {f"{prefix}{norm}.weight": tensors[f"{prefix}{norm}.weight"].to(dtype, copy=True) for norm in NORMS}
+    for module in SVDQ_MODULES:
+        shift = ACTIVATION_SHIFT if module in SHIFTED_MODULES else 0.0
+        weight, bias = dense_svdq(_parts(tensors, prefix + module), shift)
+        dense |= _stock_layers(prefix, stock_modules(module), weight, bias, dtype)
+    for module in AWQ_MODULES:
+        weight, bias = dense_modulation(_parts(tensors, prefix + module))
+        dense |= _stock_layers(prefix, (module,), weight, bias, dtype)
+    _check_finite(dense, tensors, file)
+    return dense
+
+
+def dense_svdq(parts: Mapping[str, Tensor], shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Weight [N, K] and bias [N], float32, of the plain layer that an SVDQ layer stands for.
+
+    The layer computes `((x + shift) / smooth) (q · scale)ᵀ + (x D) Uᵀ + bias`, so
+    `W = q · scale / smooth + U Dᵀ` and `b = bias + shift · Σₖ q · scale / smooth`.
+
+    Args:
+        parts: the packed `qweight`, `wscales`, `bias`, `smooth_factor`, `proj_down` and `proj_up`.
+        shift: what the layer adds to its quantized input.
+    """
+    scales = layout.unpack_wscales(parts["wscales"]).float()
+    residual = layout.unpack_qweight(parts["qweight"]).float()
+    _groups(residual).mul_(scales[:, :, None])
+    residual /= layout.unpack_vector(parts["smooth_factor"]).float()
+    bias = layout.unpack_vector(parts["bias"]).float() + shift * residual.sum(dim=1)
+    up, down = layout.unpack_proj_up(parts["proj_up"]).float(), layout.unpack_proj_down(parts["proj_down"]).float()
+    return residual.addmm_(up, down.T), bias
+
+
+def dense_modulation(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weight [6d, d] and bias [6d], float32, in stock order, of the modulation that an AWQ layer stands for.
+
+    `W = q · scale + zero`. The format orders outputs channel by channel, `6c + j`; the stock layer holds the six
+    modulations j one after the other, `j · d + c`, and adds the 1 of the scales itself.
+
+    Args:
+        parts: the packed `qweight`, and `wscales`, `wzeros` and `bias`, which are row-major.
+    """
+    values = layout.unpack_awq_qweight(parts["qweight"]).float()
+    groups = values.shape[1] // layout.GROUP
+    scales, zeros = parts["wscales"][:groups].float().T, parts["wzeros"][:groups].float().T
+    weight = _groups(values).mul_(scales[:, :, None]).add_(zeros[:, :, None])
+    bias = parts["bias"].float().view(-1, MODULATIONS).T.clone()
+    bias[list(SCALES)] -= 1
+    return weight.view(-1, MODULATIONS, values.shape[1]).transpose(0, 1).flatten(0, 1), bias.flatten()
+
+
+def _groups(weight: Tensor) -> Tensor:
+    """A view [N, K/64, 64] of a weight [N, K]."""
+    return weight.view(weight.shape[0], -1, layout.GROUP)
+
+
+def _stock_layers(
+    prefix: str, modules: tuple[str, ...], weight: Tensor, bias: Tensor, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The layers that are stacked on the outputs, each with its own memory."""
+    weights, biases = weight.chunk(len(modules)), bias.chunk(len(modules))
+    layers = {f"{prefix}{name}.weight": part.to(dtype, copy=True) for name, part in zip(modules, weights, strict=True)}
+    return layers | {
+        f"{prefix}{name}.bias": part.to(dtype, copy=True) for name, part in zip(modules, biases, strict=True)
+    }
+
+
+def _parts(tensors: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    names = ("qweight", "wscales", "wzeros", "bias", "smooth_factor", "proj_down", "proj_up")
+    return {name: tensors[f"{module}.{name}"] for name in names if f"{module}.{name}" in tensors}
+
+
+def _names_of(info: CheckpointInfo, block: int) -> list[str]:
+    return [name for name in info.tensors if name.startswith(block_prefix(block))]
+
+
+def _check_finite(dense: Mapping[str, Tensor], packed: Mapping[str, Tensor], file: str) -> None:
+    # aminmax lets a NaN through and needs no temporary; one stack makes it one wait for the device
+    ranges = torch.stack([torch.stack(torch.aminmax(tensor)).float() for tensor in dense.values()])
+    finite = ranges.isfinite().all(dim=1).tolist()
+    if all(finite):
+        return
+    for name, tensor in packed.items():
+        if name.endswith(".smooth_factor") and not bool(tensor.all()):
+            raise CheckpointError(f"{file}: tensor {name!r} holds a zero, expected divisors")
+    name = next(name for name, good in zip(dense, finite, strict=True) if not good)
+    raise CheckpointError(f"{file}: tensor {name!r} of the dense model is not finite, expected numbers")

@@ -1,0 +1,129 @@
+"""RunPod's queue: jobs in, JSON out. One thread owns the device; decoding and encoding run beside it."""
+
+import asyncio
+import base64
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from qwen_edit.editor import Editor, Prepared, Rendered, prepare, respond
+from qwen_edit.errors import EditError, InternalError, SettingsError
+from qwen_edit.log import log
+from qwen_edit.schema import EditRequest, EditResponse
+from qwen_edit.settings import Settings
+
+
+class Worker:
+    """Answers jobs, and holds the one editor of this process.
+
+    The thread that loads the editor is the one that later renders, so a job that is early waits its turn behind the load.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._gpu = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+        self._stopping = threading.Event()
+        self._editor: Future[Editor] | None = None
+
+    @classmethod
+    def from_environ(cls) -> "Worker":
+        """A worker with the settings of the environment, or the end of the program with a sentence about one of them."""
+        try:
+            return cls(Settings.from_environ(os.environ))
+        except SettingsError as error:
+            sys.exit(f"qwen-edit: {error}")
+
+    def load(self) -> Future[Editor]:
+        """Begin to load the editor, once, and return at once."""
+        if self._editor is None:
+            self._editor = self._gpu.submit(self._load)
+        return self._editor
+
+    def run(self) -> None:
+        """Serve jobs through RunPod's SDK until it ends."""
+        os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # at its default, DEBUG, it logs every picture as base64, twice
+        import runpod.serverless  # slow, so it is imported while the editor loads
+
+        try:
+            runpod.serverless.start({"handler": self.handle, "concurrency_modifier": self._concurrency})
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop loading at the next opportunity and let the thread go."""
+        self._stopping.set()
+        self._gpu.shutdown(wait=True, cancel_futures=True)
+
+    async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer one job: the response of the contract, or `{"error": "<code>: <sentence>"}`."""
+        job_id = str(job.get("id", "unknown"))
+        try:
+            return await self._answer(job_id, job.get("input"))
+        except EditError as error:
+            log("refused", "warning", job=job_id, error=str(error))
+            return {"error": str(error)}
+        except Exception:  # the worker's edge: whatever it is, the caller gets a sentence and the log the rest
+            log("failed", "error", job=job_id, traceback=traceback.format_exc())
+            return {"error": str(InternalError(f"the edit failed; the worker's log has the details under job {job_id}"))}
+
+    async def _answer(self, job_id: str, payload: object) -> dict[str, Any]:
+        request = EditRequest.parse(payload)
+        prepared = await asyncio.to_thread(prepare, request, self.settings.models)
+        asked = time.perf_counter()
+        editor = await asyncio.wrap_future(self.load())
+        rendered, queue_ms = await self._render(editor, prepared, asked)
+        response = await asyncio.to_thread(respond, prepared, rendered, queue_ms)
+        reply = response.to_json()
+        saved = await asyncio.to_thread(self._save, job_id, response)
+        log("edited", job=job_id, saved=saved, **{key: reply[key] for key in ("model_config", "seed", "timings", "warnings")})
+        return reply
+
+    async def _render(self, editor: Editor, prepared: Prepared, asked: float) -> tuple[Rendered, float]:
+        """Render on the GPU thread; a cancelled job leaves it at the next step.
+
+        Returns:
+            What was rendered, and the milliseconds from `asked` (on the clock of `time.perf_counter`) to its turn.
+        """
+        cancelled = threading.Event()
+
+        def turn() -> tuple[Rendered, float]:
+            queue_ms = (time.perf_counter() - asked) * 1000
+            return editor.render(prepared, lambda step, steps: None, cancelled.is_set), queue_ms
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._gpu, turn)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    def _load(self) -> Editor:
+        started = time.perf_counter()
+        try:
+            editor = Editor.load(self.settings, self._stopping.is_set)
+        except EditError as error:
+            log("not loaded", "error", error=str(error), models=str(self.settings.models))
+            raise
+        log("loaded", seconds=round(time.perf_counter() - started, 3))
+        return editor
+
+    def _save(self, job_id: str, response: EditResponse) -> list[str]:
+        if self.settings.save_dir is None:
+            return []
+        self.settings.save_dir.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^\w-]", "_", job_id)[:100]
+        paths = [
+            self.settings.save_dir / f"{name}-{response.seed}-{number}.{response.format}"
+            for number in range(len(response.images))
+        ]
+        for path, image in zip(paths, response.images, strict=True):
+            path.write_bytes(base64.b64decode(image))
+        return [str(path) for path in paths]
+
+    def _concurrency(self, current: int) -> int:  # noqa: ARG002 - the SDK passes it
+        return self.settings.concurrency
