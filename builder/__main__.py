@@ -4,14 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from builder.errors import UsageError
-from builder.place import models_from
+from builder.errors import BakeError, UsageError
+from builder.place import add_models, models_of
+from builder.source import CHECKPOINT_NAMES, COMPONENTS, Kind, select
+from builder.units import amount
 from qwen_edit.errors import SettingsError
 
-DONE, FAILED, USAGE = 0, 1, 2
-"""Exit statuses: all well; a part failed and the rest can be used; the command cannot be understood."""
+DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
+"""Exit statuses: all is well; a part failed and the rest can be used; the command cannot be understood; Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
+    except BakeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return STOPPED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,20 +38,95 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands.add_parser("verify", help="what is there, and whether it is whole"))
     commands.add_parser("sizes", help="what a bake weighs, before anything is fetched").set_defaults(run=_sizes)
     tiny = commands.add_parser("tiny", help="write the tiny random model in the production layout")
-    _add_models(tiny)
+    add_models(tiny)
     tiny.set_defaults(run=_tiny)
     return parser
 
 
 def _add_bake(parser: argparse.ArgumentParser) -> None:
-    from builder.bake import JOBS
-    from builder.source import CHECKPOINT_NAMES, COMPONENTS
-
-    _add_models(parser)
+    add_models(parser)
+    names = ",".join(CHECKPOINT_NAMES)
     parser.add_argument(
-        "--checkpoints",
-        type=_names,
-        default=CHECKPOINT_NAMES,
-        metavar="NAMES",
-        help=f"which checkpoints to bake (default {','.join(CHECKPOINT_NAMES)})",
+        "--checkpoints", type=_names, default=CHECKPOINT_NAMES, metavar="NAMES", help=f"which of {names} (default all)"
     )
+    parser.add_argument(
+        "--components",
+        type=_names,
+        default=(),
+        metavar="NAMES",
+        help=f"only these of {','.join(COMPONENTS)}, so that each can be an image layer (default all; a checkpoint "
+        "that --checkpoints leaves out is left out here too)",
+    )
+    parser.add_argument(
+        "--revision",
+        action="append",
+        default=[],
+        metavar="KIND=REV",
+        help="pin a repository to a commit, branch or tag: base=REV, checkpoints=REV (default main)",
+    )
+    parser.add_argument("--hash", action="store_true", help="read every byte that is there instead of trusting sizes")
+    parser.set_defaults(run=_bake)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    from builder.verify import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=lambda options: run(options, os.environ))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def _revisions(values: Sequence[str]) -> dict[Kind, str]:
+    revisions: dict[Kind, str] = {}
+    for value in values:
+        match value.partition("="):
+            case ("base" | "checkpoints" as kind, "=", revision) if revision:
+                revisions[kind] = revision
+            case _:
+                raise UsageError(f"--revision is {value!r}, expected base=REV or checkpoints=REV")
+    return revisions
+
+
+def _bake(options: argparse.Namespace) -> int:
+    from builder.bake import Order, bake
+    from builder.hub import Hub
+
+    models = models_of(options, os.environ)
+    parts = select(options.components, options.checkpoints)
+    if not parts:
+        print(f"nothing to bake: {','.join(options.components)} is not among the --checkpoints chosen")
+        return DONE
+    order = Order(models, parts, _revisions(options.revision), reread=options.hash)
+    outcome = bake(order, Hub(), lambda line: print(line, file=sys.stderr, flush=True))
+    for sentence in dict.fromkeys(sentence for sentences in outcome.failures.values() for sentence in sentences):
+        print(f"error: {sentence}", file=sys.stderr)
+    whole = [part.name for part in parts if part.name not in outcome.failures]
+    if outcome.failures:
+        print(f"failed: {', '.join(outcome.failures)}; whole: {', '.join(whole) or 'nothing'}", file=sys.stderr)
+        return FAILED
+    commits = ", ".join(f"{repository} at {commit[:12]}" for repository, commit in outcome.commits.items())
+    print(
+        f"{models} has {outcome.files} files, {amount(outcome.bytes)}, of {commits}; fetched {amount(outcome.fetched)}"
+    )
+    return DONE
+
+
+def _sizes(_: argparse.Namespace) -> int:
+    from builder.sizes import table
+
+    print(table())
+    return DONE
+
+
+def _tiny(options: argparse.Namespace) -> int:
+    from builder.tiny import write
+
+    write(models_of(options, os.environ))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

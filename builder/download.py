@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from builder.errors import BakeError, WrongContentError
 from builder.hub import Hub, Listing, RemoteFile
+from builder.place import INCOMPLETE
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-SUFFIX = ".incomplete"
 READ = 1 << 20
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -98,10 +98,17 @@ class Partial:
 def partial_path(target: Path, file: RemoteFile) -> Path:
     """Where the bytes gather: beside the file's place, so that the move is a rename; named by content, so that a part
     of one version is never continued with another."""
-    return target.with_name(f"{target.name}.{(file.sha256 or file.blob)[:16]}{SUFFIX}")
+    return target.with_name(f"{target.name}.{(file.sha256 or file.blob)[:16]}{INCOMPLETE}")
 
 
-def fetch(hub: Hub, listing: Listing, file: RemoteFile, target: Path, advance: Callable[[int], None], say: Callable[[str], None]) -> str:
+def fetch(
+    hub: Hub,
+    listing: Listing,
+    file: RemoteFile,
+    target: Path,
+    advance: Callable[[int], None],
+    say: Callable[[str], None],
+) -> str:
     """Bring one file to `target` and return its sha256. What a cut left behind is continued.
 
     Content that is not what the hub lists is fetched again once.
@@ -143,7 +150,8 @@ def digest_of(path: Path, file: RemoteFile, advance: Callable[[int], None], halt
 def local_fault(error: OSError, path: Path) -> BakeError:
     """What this machine refused, with the remedy."""
     if error.errno in _FULL:
-        return BakeError(f"{path} cannot be written: the disk is full ({error.strerror}); free some space and run the same command again")
+        problem = f"{path} cannot be written: the disk is full ({error.strerror})"
+        return BakeError(f"{problem}; free some space and run the same command again")
     return BakeError(f"{path} cannot be written: {error.strerror}; check the folder's owner and permissions")
 
 
@@ -171,7 +179,7 @@ def _append(hub: Hub, listing: Listing, path: str, part: Partial) -> None:
 
 def _settle(partial: Path, target: Path) -> None:
     partial.replace(target)
-    for other in target.parent.glob(f"{target.name}.*{SUFFIX}"):
+    for other in target.parent.glob(f"{target.name}.*{INCOMPLETE}"):
         other.unlink(missing_ok=True)
 
 

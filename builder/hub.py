@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from huggingface_hub import HfApi, constants, get_session, hf_hub_url
+from huggingface_hub import HfApi, constants, get_session, hf_hub_url, hf_raise_for_status
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from builder.errors import HubError, StoppedError
 from builder.faults import explained
@@ -34,7 +34,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub lists it. `sha256` is that of a large (LFS) file; of a small one git's `blob` id stands for it."""
+    """A file as the hub lists it: a large (LFS) one by its `sha256`, a small one by git's `blob` id alone."""
 
     path: str
     bytes: int

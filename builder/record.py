@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.errors import BakeError
+from builder.place import INCOMPLETE
 from qwen_edit.manifest import FILE_NAME, Entry, Manifest
 
 
 def write(models: Path, manifest: Manifest) -> None:
     """Put `manifest` into the model directory in one step: a reader sees the old one or the new one."""
-    draft = models / f"{FILE_NAME}.incomplete"
+    draft = models / f"{FILE_NAME}{INCOMPLETE}"
     draft.write_text(manifest.dump(), encoding="utf-8")
     draft.replace(models / FILE_NAME)
 

@@ -92,12 +92,16 @@ SPECIAL_TOKENS = (
 )
 
 
-def write(models: Path) -> None:
-    """Write the tiny model below `models`, the same bytes each time."""
+def write(models: Path, transformer: Mapping[str, Any] = TRANSFORMER) -> None:
+    """Write the tiny model below `models`, the same bytes each time.
+
+    Args:
+        transformer: the configuration of its transformer, whose `joint_attention_dim` is `TEXT_WIDTH`.
+    """
     base = models / BASE_FOLDER
     _write_json(base / "model_index.json", MODEL_INDEX)
     _write_json(base / "scheduler" / "scheduler_config.json", SCHEDULE)
-    _write_json(base / "transformer" / "config.json", {"_class_name": "QwenImageTransformer2DModel", **TRANSFORMER})
+    _write_json(base / "transformer" / "config.json", {"_class_name": "QwenImageTransformer2DModel", **transformer})
     write_tokenizer(base / "tokenizer")
     write_tokenizer(base / "processor")
     _write_json(base / "processor" / "preprocessor_config.json", PREPROCESSOR)
@@ -106,7 +110,7 @@ def write(models: Path) -> None:
     for seed, checkpoint in enumerate(CHECKPOINTS, start=10):
         path = models / checkpoint.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(path, quantize(_random_transformer(seed), TRANSFORMER, RANK), TRANSFORMER, RANK)
+        write_checkpoint(path, quantize(_random_transformer(seed, transformer), transformer, RANK), transformer, RANK)
     write_manifest(models)
 
 
@@ -206,14 +210,14 @@ def _write_vae(folder: Path) -> None:
     with _seeded(2):
         vae = AutoencoderKLQwenImage(**VAE)
         # A random decoder paints a flat grey: with a larger last layer its noise can be seen, and told apart by seed.
-        vae.decoder.conv_out.weight.data.mul_(8)
+        vae.decoder.conv_out.weight.data.mul_(2)
     _write_json(folder / "config.json", {"_class_name": "AutoencoderKLQwenImage", **dict(vae.config)})
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(save(_bf16(vae), metadata={"format": "pt"}))
 
 
-def _random_transformer(seed: int) -> dict[str, Tensor]:
+def _random_transformer(seed: int, config: Mapping[str, Any]) -> dict[str, Tensor]:
     with _seeded(seed):
-        return _bf16(QwenImageTransformer2DModel(**TRANSFORMER))
+        return _bf16(QwenImageTransformer2DModel(**config))
 
 
 def _bf16(module: nn.Module) -> dict[str, Tensor]:

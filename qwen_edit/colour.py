@@ -63,7 +63,7 @@ def _managed(picture: Image.Image, profile: bytes) -> Image.Image | None:
     """The picture in sRGB; None where it is already, or where its profile is broken or for other channels."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if ImageCms.getProfileDescription(source).startswith("sRGB"):
+        if "sRGB" in ImageCms.getProfileDescription(source):
             return None
         return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):

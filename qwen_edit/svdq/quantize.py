@@ -50,15 +50,17 @@ def quantize(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], rank: 
 
 
 def quantize_svdq(weight: Tensor, bias: Tensor, rank: int, shift: float = 0.0) -> dict[str, Tensor]:
-    """Pack a plain layer, weight [N, K] and bias [N] in float32, so that `dense.dense_svdq` gives it back nearly.
+    """Pack a plain layer, weight [N, K] and bias [N], so that `dense.dense_svdq` gives it back nearly.
 
     The low-rank branch takes the largest singular directions; the residual is taken from the factors as they are
-    stored, so their rounding is made up for, and the stored bias makes up for the shift of the input.
+    stored, so their rounding is made up for, and the stored bias makes up for the shift of the input. All is computed in
+    float64: how threads share the sums then changes no number that is stored.
     """
+    weight, bias = weight.double(), bias.double()
     up, down = _low_rank(weight, rank)
     smooth = _smooth_factor(weight)
-    values, scales = _round_to_int4((weight - up.float() @ down.float().T) * smooth.float())
-    residual = _rescale(values, scales) / smooth.float()
+    values, scales = _round_to_int4((weight - up.double() @ down.double().T) * smooth.double())
+    residual = _rescale(values, scales) / smooth.double()
     return {
         "qweight": layout.pack_qweight(values),
         "wscales": layout.pack_wscales(scales),
@@ -71,7 +73,7 @@ def quantize_svdq(weight: Tensor, bias: Tensor, rank: int, shift: float = 0.0) -
 
 
 def quantize_modulation(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """Pack a stock modulation layer, weight [6d, d] and bias [6d] in float32, in the channel order of the format."""
+    """Pack a stock modulation layer, weight [6d, d] and bias [6d], in the channel order of the format."""
     bias = bias.view(MODULATIONS, -1).clone()
     bias[list(SCALES)] += 1
     weight = weight.view(MODULATIONS, -1, weight.shape[1]).transpose(0, 1).flatten(0, 1)
@@ -130,7 +132,7 @@ def _stored(tensor: Tensor) -> Tensor:
 
 def _low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """U [N, R] and D [K, R] in bfloat16 with U Dᵀ near the weight, padded with zeros beyond the weight's own rank."""
-    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
     left, values, right = left[:, :rank], values[:rank].sqrt(), right[:rank].T
     # A singular pair is known up to its sign: make the largest entry on the left positive
     largest = left.abs().argmax(dim=0, keepdim=True)
@@ -147,16 +149,16 @@ def _smooth_factor(weight: Tensor) -> Tensor:
 
 
 def _round_to_int4(residual: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [N, K] in -8…7 and its bfloat16 scales [N, K/64], the smallest that cover each group."""
+    """int8 [N, K] in -8…7 and its bfloat16 scales [N, K/64], as fine as each group lets them be."""
     groups = _groups(residual)
     largest = torch.maximum(groups.amax(dim=2) / 7, -groups.amin(dim=2) / 8)
     scales = _stored(largest.clamp(min=_LEAST_SCALE))
-    values = (groups / scales.float()[:, :, None]).round().clamp(-8, 7)
+    values = (groups / scales.double()[:, :, None]).round().clamp(-8, 7)
     return values.flatten(1).to(torch.int8), scales
 
 
 def _rescale(values: Tensor, scales: Tensor) -> Tensor:
-    return (_groups(values.float()) * scales.float()[:, :, None]).flatten(1)
+    return (_groups(values.double()) * scales.double()[:, :, None]).flatten(1)
 
 
 def _groups(weight: Tensor) -> Tensor:

@@ -1,0 +1,208 @@
+import base64
+import io
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImageEditPipeline
+from PIL import Image
+
+from qwen_edit import Editor, EditRequest, EditResponse
+from qwen_edit.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL
+from qwen_edit.editor import prepare
+from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable
+from qwen_edit.manifest import Manifest
+from qwen_edit.settings import Settings
+
+Ask = Callable[..., EditRequest]
+
+
+@pytest.fixture(scope="module")
+def ask(photo_base64: str) -> Ask:
+    """A request for the smallest picture there is."""
+
+    def build(**fields: object) -> EditRequest:
+        return EditRequest(**{"image": photo_base64, "prompt": "make it snow", "width": 256, "height": 256, **fields})
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def response(editor: Editor, ask: Ask) -> EditResponse:
+    return editor.edit(ask(seed=7))
+
+
+def pixels(image: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))), dtype=int)
+
+
+def test_the_reply_says_exactly_what_made_the_picture(response: EditResponse, models: Path) -> None:
+    entry = Manifest.read(models).entry(LIGHTNING.path)
+    info = response.model_info
+
+    assert info.checkpoint == "svdq-int4_r128-qwen-image-edit-lightningv1.0-8steps.safetensors"
+    assert (info.sha256, info.revision) == (entry.sha256, "random")
+    assert (info.rank, info.steps, info.true_cfg_scale) == (128, 8, 1.0)
+    assert (info.precision, info.backend, info.device, info.dtype) == ("int4", "dense", "cpu", "float32")
+    assert info.scheduler["name"] == "FlowMatchEulerDiscreteScheduler"
+    assert info.scheduler["base_shift"] == info.scheduler["max_shift"] == pytest.approx(np.log(3))
+    assert info.scheduler["shift_terminal"] is None
+    assert (response.seed, response.width, response.height, response.format) == (7, 256, 256, "png")
+    assert response.warnings == []
+    assert pixels(response.image).shape == (256, 256, 3)
+
+
+def test_every_stage_is_timed_and_the_total_is_their_sum(response: EditResponse) -> None:
+    timings = response.timings.model_dump()
+    total = timings.pop("total")
+    timings.pop("cold")
+
+    assert all(ms > 0 for name, ms in timings.items() if name != "queue")
+    assert total == pytest.approx(sum(timings.values()), abs=1)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    editor: Editor, ask: Ask, response: EditResponse
+) -> None:
+    same = editor.edit(ask(seed=7))
+    other = editor.edit(ask(seed=8))
+
+    assert same.image == response.image
+    assert other.image != response.image
+    assert not same.timings.cold
+
+
+def test_the_picture_is_the_stock_pipelines(editor: Editor, ask: Ask, response: EditResponse) -> None:
+    stock = QwenImageEditPipeline(**editor._pipeline.components)
+    stock.set_progress_bar_config(disable=True)
+
+    (picture,) = stock(
+        image=prepare(ask(), editor.settings.models).picture,
+        prompt="make it snow",
+        true_cfg_scale=1.0,
+        width=256,
+        height=256,
+        num_inference_steps=8,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images
+
+    assert np.abs(np.asarray(picture, dtype=int) - pixels(response.image)).max() <= 1
+
+
+def test_the_other_checkpoint_swaps_the_transformer_alone(editor: Editor, ask: Ask) -> None:
+    before = dict(editor._pipeline.components)
+    steps: list[tuple[int, int]] = []
+
+    edited = editor.edit(ask(seed=7, steps=20), on_step=lambda step, of: steps.append((step, of)))
+
+    after = editor._pipeline.components
+    assert {name for name in before if before[name] is not after[name]} == {"transformer", "scheduler"}
+    assert edited.model_info.checkpoint == ORIGINAL.file
+    assert (edited.model_info.steps, edited.model_info.true_cfg_scale) == (20, 4.0)
+    assert edited.model_info.scheduler["shift_terminal"] == 0.02
+    assert steps == [(step, 20) for step in range(1, 21)]
+
+
+def test_several_images_are_drawn_from_following_seeds(editor: Editor, ask: Ask) -> None:
+    both = editor.edit(ask(seed=7, num_images=2, output_format="webp"))
+    alone = editor.edit(ask(seed=8, output_format="png"))
+
+    assert len(both.images) == 2
+    assert both.image == both.images[0] != both.images[1]
+    difference = np.abs(pixels(both.images[1]) - pixels(alone.image)).mean()
+    assert difference < np.abs(pixels(both.images[0]) - pixels(alone.image)).mean()
+
+
+def test_the_flag_stops_an_edit_before_the_next_step(editor: Editor, ask: Ask) -> None:
+    flag = threading.Event()
+    steps: list[int] = []
+
+    def on_step(step: int, _steps: int) -> None:
+        steps.append(step)
+        if step == 2:
+            flag.set()
+
+    with pytest.raises(Cancelled, match="cancelled: "):
+        editor.edit(ask(), on_step, flag.is_set)
+
+    assert steps == [1, 2]
+
+
+def test_a_prompt_that_leaves_no_room_for_the_picture_is_refused_with_the_count(editor: Editor, ask: Ask) -> None:
+    with pytest.raises(InvalidRequest, match=r"prompt is too long: with this picture it makes \d+ tokens, of which \d+ fit"):
+        editor.edit(ask(prompt="雪" * 1500))
+
+
+def test_the_longest_prompt_that_fits_is_edited(editor: Editor, ask: Ask) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        editor.edit(ask(prompt="x" * 4000))
+    words = str(refused.value).split()
+    excess = int(words[words.index("tokens,") - 1]) - int(words[words.index("which") + 1])
+    steps: list[int] = []
+
+    def stop_after_one(step: int, _steps: int) -> None:
+        steps.append(step)
+
+    with pytest.raises(Cancelled):
+        editor.edit(ask(prompt="x" * (4000 - excess)), stop_after_one, lambda: len(steps) == 1)
+
+    assert steps == [1]
+
+
+@pytest.mark.parametrize("missing", ["vae/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"])
+def test_a_base_model_with_a_hole_names_the_file(models: Path, tmp_path: Path, missing: str) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    (copy / BASE_FOLDER / missing).unlink()
+
+    with pytest.raises(ModelUnavailable, match=missing):
+        Editor.load(Settings(models=copy, device="cpu"))
+
+
+def test_a_configuration_that_is_no_json_names_the_part(models: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    (copy / BASE_FOLDER / "text_encoder" / "config.json").write_text("{")
+
+    with pytest.raises(ModelUnavailable, match="text_encoder"):
+        Editor.load(Settings(models=copy, device="cpu"))
+
+
+def test_after_a_checkpoint_failed_to_load_the_other_one_still_edits(models: Path, tmp_path: Path, ask: Ask) -> None:
+    copy = Path(shutil.copytree(models, tmp_path / "models"))
+    (copy / ORIGINAL.path).write_bytes(b"damaged")
+    editor = Editor.load(Settings(models=copy, device="cpu"))
+
+    with pytest.raises(ModelUnavailable, match=ORIGINAL.file):
+        editor.edit(ask(steps=20))
+    with pytest.raises(Cancelled):
+        editor.edit(ask(), cancelled=lambda: True)
+
+
+def test_an_empty_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="MODEL_CACHE_DIR"):
+        Editor.load(Settings(models=tmp_path))
+
+
+def test_a_load_can_be_cancelled(models: Path) -> None:
+    with pytest.raises(Cancelled):
+        Editor.load(Settings(models=models), cancelled=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"device": "cuda"}, "QWEN_EDIT_DEVICE is cuda"),
+        ({"backend": "nunchaku"}, "QWEN_EDIT_BACKEND is nunchaku"),
+        ({"offload": "model"}, "QWEN_EDIT_OFFLOAD is model"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_and_never_replaced(
+    models: Path, settings: dict[str, str], sentence: str
+) -> None:
+    if settings == {"device": "cuda"} and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ModelUnavailable, match=sentence):
+        Editor.load(Settings(models=models, **settings))
