@@ -1,8 +1,8 @@
 """RunPod's entry point: the editor begins to load when this file runs as the worker, and one handler answers its jobs.
 
-    python handler.py                                          edits test_input.json
-    python handler.py --test_input '{"input": {"image": …}}'   edits what is given
-    python handler.py --rp_serve_api                           serves the SDK's local test API
+python handler.py                                          edits test_input.json
+python handler.py --test_input '{"input": {"image": …}}'   edits what is given
+python handler.py --rp_serve_api                           serves the SDK's local test API
 """
 
 import multiprocessing

@@ -1,11 +1,12 @@
 """How many parameters the base model's parts have, from their published configurations. No torch: it is arithmetic."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
 class Language:
-    """The language model of Qwen2.5-VL-7B, with the numbers of its config.json. The head is not tied to the embedding."""
+    """The language model of Qwen2.5-VL-7B, by the numbers of its config.json; the head is not tied."""
 
     hidden: int = 3584
     layers: int = 28
@@ -27,7 +28,7 @@ class Language:
 
 @dataclass(frozen=True)
 class Vision:
-    """The vision tower of Qwen2.5-VL-7B. A token covers two frames of `patch`² RGB pixels; the merger joins `merge`²."""
+    """The vision tower of Qwen2.5-VL-7B. A patch is `frames` pictures deep; the merger joins `merge`² patches."""
 
     hidden: int = 1280
     depth: int = 32
@@ -70,7 +71,7 @@ class Autoencoder:
 
     def _encoder(self) -> int:
         widths = [self.width * multiple for multiple in (1, *self.multiples)]
-        stages = zip(widths[:-1], widths[1:], strict=True)
+        stages = pairwise(widths)
         blocks = sum(_residual(before, after) + (self.blocks - 1) * _residual(after, after) for before, after in stages)
         resampled = zip(widths[1:], self.temporal, strict=False)
         down = sum(_square(width, width) + temporal * linear(3 * width, width) for width, temporal in resampled)
@@ -103,7 +104,7 @@ def _square(inputs: int, outputs: int) -> int:
 
 
 def _residual(inputs: int, outputs: int) -> int:
-    """Two norms and two convolutions, and a 1 × 1 × 1 shortcut where the channels change."""
+    """Two norms and two convolutions, and a pointwise shortcut where the channels change."""
     shortcut = linear(inputs, outputs) if inputs != outputs else 0
     return inputs + _cube(inputs, outputs) + outputs + _cube(outputs, outputs) + shortcut
 

@@ -131,8 +131,8 @@ def _bring_all(plan: Iterable[Task], order: Order, hub: Hub, record: Record, out
         show("bake", sum(task.file.bytes for task in todo)) as progress,
         ThreadPoolExecutor(order.jobs, thread_name_prefix="bake") as pool,
     ):
-        futures = {pool.submit(_bring, task, order.models, hub, record, progress): task for task in todo}
         try:
+            futures = {pool.submit(_bring, task, order.models, hub, record, progress): task for task in todo}
             _collect(futures, outcome, progress)
         except KeyboardInterrupt:
             hub.stop.set()

@@ -20,6 +20,8 @@ RESUME = "run the same command again: it goes on where it stopped"
 LONGEST_WAIT = 300.0
 """Seconds that a hub may ask us to wait: its rate limits are counted in windows of five minutes."""
 
+_REFUSED = "Invalid credentials in Authorization header"
+
 
 @contextmanager
 def explained(what: str, endpoint: str) -> Iterator[None]:
@@ -49,8 +51,7 @@ def _refusal(error: HfHubHTTPError, what: str) -> HubError | WrongContentError:
         case GatedRepoError():
             return HubError(f"{what} is gated ({status})", "accept its terms on the hub and set HF_TOKEN")
         case RepositoryNotFoundError():
-            problem = f"{what} cannot be found ({status}): it does not exist, or it is private"
-            return HubError(problem, "check the name, and HF_TOKEN if it is private")
+            return _not_found(what, status)
         case RevisionNotFoundError():
             return HubError(f"{what} has no such revision", "name a commit, branch or tag that exists with --revision")
         case EntryNotFoundError():
@@ -59,7 +60,15 @@ def _refusal(error: HfHubHTTPError, what: str) -> HubError | WrongContentError:
     return _by_status(status, what, error)
 
 
+def _not_found(what: str, status: int) -> HubError:
+    problem = f"{what} cannot be found ({status}): it does not exist, or it is private"
+    return HubError(problem, "check the name, and HF_TOKEN if it is private")
+
+
 def _by_status(status: int, what: str, error: HfHubHTTPError) -> HubError | WrongContentError:
+    # Without a token the hub answers 401 for a repository that does not exist, so that private names stay private.
+    if status == 401 and error.response.headers.get("X-Error-Message") != _REFUSED:
+        return _not_found(what, status)
     if status in (401, 403):
         return HubError(f"{what}: the hub refused the token ({status})", "set HF_TOKEN to one that may read it")
     if status == 416:

@@ -70,4 +70,5 @@ def _task(part: Part, listing: Listing, file: RemoteFile, models: Path, record: 
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    """Bytes of a real file; a link counts as none, for what it points to is another's."""
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else None

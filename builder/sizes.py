@@ -12,10 +12,10 @@ BF16 = 2
 """Bytes a parameter of the base model takes."""
 
 CONFIGS = 20_000_000
-"""Configurations and tokenizer files of the base model, rounded: two vocabularies and a fast tokenizer make up nearly all."""
+"""Configurations and tokenizers of the base model, rounded: two vocabularies and a fast tokenizer are nearly all."""
 
 RUNTIME = 7_500_000_000
-"""An estimate, to be replaced by what a built image says: Python, torch with its CUDA libraries, and the other packages."""
+"""An estimate that a built image can correct: Python, torch with its CUDA libraries, and the other packages."""
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def _write_text_encoder(folder: Path) -> None:
     _write_json(folder / "config.json", _text_encoder_config())
     vision = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
     language = {name: tensor for name, tensor in tensors.items() if name not in vision}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((language, vision), start=1):
         file = f"model-{number:05}-of-00002.safetensors"
         (folder / file).write_bytes(save(part, metadata={"format": "pt"}))
@@ -211,8 +211,13 @@ def _write_vae(folder: Path) -> None:
         vae = AutoencoderKLQwenImage(**VAE)
         # A random decoder paints a flat grey: with a larger last layer its noise can be seen, and told apart by seed.
         vae.decoder.conv_out.weight.data.mul_(2)
-    _write_json(folder / "config.json", {"_class_name": "AutoencoderKLQwenImage", **dict(vae.config)})
+    _write_json(folder / "config.json", {"_class_name": "AutoencoderKLQwenImage", **_public(vae.config)})
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(save(_bf16(vae), metadata={"format": "pt"}))
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without diffusers' own notes, one of which is a set in no order."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def _random_transformer(seed: int, config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Never
 
 from tqdm import tqdm
 
@@ -83,7 +84,7 @@ def _read(photo: Path) -> str:
         raise InvalidImage(f"{str(photo)!r} cannot be read: {error.strerror}") from error
 
 
-def _advance(bar: "tqdm[object]", step: int) -> None:
+def _advance(bar: "tqdm[Never]", step: int) -> None:
     bar.update(step - bar.n)
 
 

@@ -19,8 +19,8 @@ OLD_RANKS = (32, 64)
 OLD_STEPS = 4
 """The step count of 4-step distillations, which are not served; it runs as the default with a warning."""
 
-# The distilled schedule: flow matching with a constant shift of 3 (so mu = log 3 at every size) and no terminal stretch,
-# as the Lightning authors publish it with their weights.
+# The distilled schedule, as the Lightning authors publish it with their weights: flow matching with a constant shift of
+# 3 (so mu = log 3 at every size) and no terminal stretch.
 LIGHTNING_SCHEDULE: Mapping[str, object] = MappingProxyType(
     {
         "base_image_seq_len": 256,

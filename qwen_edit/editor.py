@@ -1,7 +1,7 @@
 """The whole path of a request, in order. `Editor` is the only object that owns the device.
 
-torch and the model libraries are imported by `Editor.load`, not with this module: a request is checked, and its picture decoded,
-without waiting for them.
+torch and the model libraries are imported by `Editor.load`, not with this module: a request is checked, and its picture
+decoded, without waiting for them.
 """
 
 import os
@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from qwen_edit import images
-from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, RANK, Checkpoint
+from qwen_edit.catalog import BASE_REPOSITORY, RANK, Checkpoint
 from qwen_edit.errors import Cancelled, ModelUnavailable
 from qwen_edit.manifest import Manifest, ManifestError
 from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, Timings
 from qwen_edit.selection import Plan, available, plan, supported_steps
 from qwen_edit.settings import Settings
-from qwen_edit.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from qwen_edit.models.pipeline import EditPipeline
@@ -152,7 +151,9 @@ class Editor:
         with self._lock:
             self._use(prepared.plan.checkpoint)
             watch = self._pipeline.start_stopwatch()
-            pictures = self._pipeline.render(prepared.picture, prepared.request.prompt, prepared.plan, on_step, cancelled)
+            pictures = self._pipeline.render(
+                prepared.picture, prepared.request.prompt, prepared.plan, on_step, cancelled
+            )
             cold, self._cold = self._cold, False
             return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, cold)
 
@@ -188,7 +189,9 @@ def _go_on(cancelled: Callable[[], bool]) -> None:
 
 def _require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
     if not models.is_dir():
-        raise ModelUnavailable("the folder that MODEL_CACHE_DIR names does not exist; fill it with python -m builder bake")
+        raise ModelUnavailable(
+            "the folder that MODEL_CACHE_DIR names does not exist; fill it with python -m builder bake"
+        )
     on_disk = available(models)
     if not on_disk:
         raise ModelUnavailable("there is no checkpoint in MODEL_CACHE_DIR; fetch one with python -m builder bake")

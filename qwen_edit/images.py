@@ -113,7 +113,7 @@ def from_base64(image: str) -> bytes:
     """
     try:
         symbols = _payload(image).encode("ascii").translate(_URLSAFE_TO_STANDARD, _WHITE_SPACE).rstrip(b"=")
-        _require_bytes(len(symbols) * 3 // 4)
+        _refuse_too_many_bytes(len(symbols) * 3 // 4)
         return binascii.a2b_base64(symbols + b"=" * (-len(symbols) % 4), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise InvalidImage(
@@ -130,9 +130,11 @@ def read(data: bytes) -> Decoded:
         InvalidImage: not a picture of an accepted format and shape.
         ImageTooLarge: more than `MAX_BYTES` or `MAX_PIXELS`.
     """
-    _require_bytes(len(data))
+    _refuse_too_many_bytes(len(data))
+    if not data:
+        raise InvalidImage(f"image is empty, expected {_EXPECTED}")
     with _quiet_pillow(), _open(data) as picture:
-        _require_size(*picture.size)
+        _refuse_size(*picture.size)
         try:
             frames = _frame_warnings(picture)
             _draft(picture)
@@ -177,14 +179,12 @@ def _payload(image: str) -> str:
     return payload
 
 
-def _require_bytes(size: int) -> None:
+def _refuse_too_many_bytes(size: int) -> None:
     if size > MAX_BYTES:
         raise ImageTooLarge(f"image is a file of {size:,} bytes, expected at most {MAX_BYTES:,}")
-    if size == 0:
-        raise InvalidImage(f"image is empty, expected {_EXPECTED}")
 
 
-def _require_size(width: int, height: int) -> None:
+def _refuse_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ImageTooLarge(f"image is {width} × {height} pixels, expected at most {MAX_PIXELS // 10**6} megapixels")
     if min(width, height) < 1:

@@ -1,4 +1,4 @@
-"""One JSON line for each event, on stdout. Not `logging`: RunPod's SDK configures that for itself when it is imported."""
+"""One JSON line for each event, on stdout. Not `logging`: RunPod's SDK configures that for itself as it is imported."""
 
 import json
 import sys

@@ -1,7 +1,9 @@
 """`manifest.json`: what was put into the model directory. Written by the builder, read by the server."""
 
 import json
+import reprlib
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 FILE_NAME = "manifest.json"
@@ -57,15 +59,20 @@ class Manifest:
             entries = tuple(sorted(Entry(**item) for item in document["files"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ManifestError(f"{FILE_NAME} is not a manifest: {type(error).__name__}: {error}") from error
-        if version != VERSION:
-            raise ManifestError(f"{FILE_NAME} has version {version!r}, expected {VERSION}")
+        if type(version) is not int or version != VERSION:
+            raise ManifestError(f"{FILE_NAME} has version {reprlib.repr(version)}, expected {VERSION}")
         for entry in entries:
             _check(entry)
+        for entry, following in pairwise(entries):
+            if entry.path == following.path:
+                raise ManifestError(f"{FILE_NAME} names {entry.path!r} twice")
         return cls(entries)
 
     def dump(self) -> str:
         """The text to write: the same manifest gives the same bytes."""
-        return json.dumps({"version": VERSION, "files": [asdict(entry) for entry in sorted(self.files)]}, indent=1) + "\n"
+        return (
+            json.dumps({"version": VERSION, "files": [asdict(entry) for entry in sorted(self.files)]}, indent=1) + "\n"
+        )
 
     def entry(self, path: str) -> Entry | None:
         """The entry of the file at `path`, or None."""
@@ -76,9 +83,9 @@ def _check(entry: Entry) -> None:
     kinds = (str, int, str, str, str)
     values = (entry.path, entry.bytes, entry.sha256, entry.repository, entry.revision)
     if any(type(value) is not kind for value, kind in zip(values, kinds, strict=True)):
-        raise ManifestError(f"{FILE_NAME} has an entry with a value of the wrong type: {entry}")
+        raise ManifestError(f"{FILE_NAME} has an entry with a value of the wrong type: {reprlib.repr(values)}")
     parts = entry.path.split("/")
-    if entry.path.startswith("/") or "\\" in entry.path or any(part in ("", ".", "..") for part in parts):
-        raise ManifestError(f"{FILE_NAME} names a path outside the model directory: {entry.path!r}")
+    if "\\" in entry.path or not entry.path.isprintable() or any(part in ("", ".", "..") for part in parts):
+        raise ManifestError(f"{FILE_NAME} names a path that cannot lie below the model directory: {entry.path!r}")
     if entry.bytes < 0 or len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
         raise ManifestError(f"{FILE_NAME} has a size or sha256 that cannot be true for {entry.path!r}")

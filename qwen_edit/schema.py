@@ -75,7 +75,7 @@ class EditRequest(BaseModel):
         InvalidRequest: from the constructor and from `parse`, with one sentence about every field that is wrong.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
     # A field's description completes the sentence "<field> is <value>, expected ...".
     image: str = Field(min_length=1, repr=False, description="base64 or a data URI of a picture")

@@ -13,7 +13,6 @@ Backend = Literal["auto", "nunchaku", "dense"]
 Offload = Literal["auto", "none", "model"]
 
 
-
 @dataclass(frozen=True)
 class Settings:
     """How this process serves. The README's table says what each variable means."""
@@ -37,7 +36,9 @@ class Settings:
         """
         _refuse_unknown(environ)
         values = {
-            field: parse(name, text) for name, (field, parse) in _VARIABLES.items() if (text := environ.get(name, "").strip())
+            field: parse(name, text)
+            for name, (field, parse) in _VARIABLES.items()
+            if (text := environ.get(name, "").strip())
         }
         return cls(**values)  # type: ignore[arg-type]
 
@@ -55,14 +56,19 @@ def _switch(name: str, text: str) -> bool:
 
 
 def _integer(name: str, text: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+    # No more digits than the limits have by far: Python refuses to read thousands of them.
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and low <= int(text) <= high):
         raise SettingsError(f"{name} is {text!r}, expected a whole number from {low} to {high}")
     return int(text)
 
 
 def _folder(name: str, text: str) -> Path:
     path = Path(text)
-    if path.exists() and not path.is_dir():
+    try:
+        usable = path.is_dir() or not path.exists()
+    except OSError as error:
+        raise SettingsError(f"{name} is {text!r}, which cannot be a folder: {error.strerror}") from error
+    if not usable:
         raise SettingsError(f"{name} is {text!r}, which is not a folder")
     return path
 

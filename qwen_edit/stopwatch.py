@@ -13,8 +13,8 @@ class Stopwatch:
     """Charges each moment to the innermost stage that is open.
 
     Args:
-        settle: called before each reading. A device that works behind the caller's back is waited for here, so that its work is
-            charged to the stage that asked for it.
+        settle: called before each reading. A device that works behind the caller's back is waited for here, so that its
+            work is charged to the stage that asked for it.
     """
 
     def __init__(self, settle: Callable[[], None] = _nothing) -> None:

@@ -50,4 +50,6 @@ def _read(shard: Path, device: torch.device) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise ModelUnavailable(f"{name} is missing; fetch it with python -m builder bake") from error
     except (OSError, SafetensorError) as error:
-        raise ModelUnavailable(f"{name} is damaged or cannot be read; fetch it again with python -m builder bake") from error
+        raise ModelUnavailable(
+            f"{name} is damaged or cannot be read; fetch it again with python -m builder bake"
+        ) from error

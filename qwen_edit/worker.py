@@ -18,11 +18,14 @@ from qwen_edit.log import log
 from qwen_edit.schema import EditRequest, EditResponse
 from qwen_edit.settings import Settings
 
+LOGGED = ("model_config", "seed", "width", "height", "timings", "warnings")
+"""The parts of a reply that go into the log: neither pictures nor prompts."""
+
 
 class Worker:
     """Answers jobs, and holds the one editor of this process.
 
-    The thread that loads the editor is the one that later renders, so a job that is early waits its turn behind the load.
+    The thread that loads the editor is the one that later renders, so an early job waits its turn behind the load.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,7 +36,7 @@ class Worker:
 
     @classmethod
     def from_environ(cls) -> "Worker":
-        """A worker with the settings of the environment, or the end of the program with a sentence about one of them."""
+        """A worker with the environment's settings, or the end of the program with a sentence about one of them."""
         try:
             return cls(Settings.from_environ(os.environ))
         except SettingsError as error:
@@ -47,7 +50,9 @@ class Worker:
 
     def run(self) -> None:
         """Serve jobs through RunPod's SDK until it ends."""
-        os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # at its default, DEBUG, it logs every picture as base64, twice
+        os.environ.setdefault(
+            "RUNPOD_LOG_LEVEL", "INFO"
+        )  # at its default, DEBUG, it logs every picture as base64, twice
         import runpod.serverless  # slow, so it is imported while the editor loads
 
         try:
@@ -65,12 +70,13 @@ class Worker:
         job_id = str(job.get("id", "unknown"))
         try:
             return await self._answer(job_id, job.get("input"))
-        except EditError as error:
-            log("refused", "warning", job=job_id, error=str(error))
-            return {"error": str(error)}
+        except EditError as refusal:
+            log("refused", "warning", job=job_id, error=str(refusal))
+            return {"error": str(refusal)}
         except Exception:  # the worker's edge: whatever it is, the caller gets a sentence and the log the rest
             log("failed", "error", job=job_id, traceback=traceback.format_exc())
-            return {"error": str(InternalError(f"the edit failed; the worker's log has the details under job {job_id}"))}
+            error = InternalError(f"the edit failed; the worker's log has the details under job {job_id}")
+            return {"error": str(error)}
 
     async def _answer(self, job_id: str, payload: object) -> dict[str, Any]:
         request = EditRequest.parse(payload)
@@ -81,7 +87,7 @@ class Worker:
         response = await asyncio.to_thread(respond, prepared, rendered, queue_ms)
         reply = response.to_json()
         saved = await asyncio.to_thread(self._save, job_id, response)
-        log("edited", job=job_id, saved=saved, **{key: reply[key] for key in ("model_config", "seed", "timings", "warnings")})
+        log("edited", job=job_id, saved=saved, reply={key: reply[key] for key in LOGGED})
         return reply
 
     async def _render(self, editor: Editor, prepared: Prepared, asked: float) -> tuple[Rendered, float]:

@@ -29,7 +29,8 @@ def editor(models: Path) -> Editor:
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
     """A real photo, RGB, 451 × 300 pixels."""
-    return Image.open(PHOTOS / "chelsea.png").convert("RGB")
+    with Image.open(PHOTOS / "chelsea.png") as picture:
+        return picture.convert("RGB")
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,9 @@ def test_the_flag_stops_an_edit_before_the_next_step(editor: Editor, ask: Ask) -
 
 
 def test_a_prompt_that_leaves_no_room_for_the_picture_is_refused_with_the_count(editor: Editor, ask: Ask) -> None:
-    with pytest.raises(InvalidRequest, match=r"prompt is too long: with this picture it makes \d+ tokens, of which \d+ fit"):
+    with pytest.raises(
+        InvalidRequest, match=r"prompt is too long: with this picture it makes \d+ tokens, of which \d+ fit"
+    ):
         editor.edit(ask(prompt="雪" * 1500))
 
 
@@ -153,7 +155,9 @@ def test_the_longest_prompt_that_fits_is_edited(editor: Editor, ask: Ask) -> Non
     assert steps == [1]
 
 
-@pytest.mark.parametrize("missing", ["vae/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize(
+    "missing", ["vae/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
+)
 def test_a_base_model_with_a_hole_names_the_file(models: Path, tmp_path: Path, missing: str) -> None:
     copy = Path(shutil.copytree(models, tmp_path / "models"))
     (copy / BASE_FOLDER / missing).unlink()

@@ -63,7 +63,7 @@ GOOD = {
     "rank": [128, 64, 32],
     "steps": [4, 8, 20, 37, 50],
     "true_cfg_scale": [1, 1.0, 2.5, 20],
-    "seed": [0, 1, MAX_SEED],
+    "seed": [0, 1, 2**63 - 1],
     "num_images": [1, 2, 3, 4],
     "output_format": ["png", "jpeg", "webp"],
     "output_quality": [1, 95, 100],
@@ -84,7 +84,7 @@ BAD: dict[str, list[object]] = {
     "steps": [*NOT_INTEGERS, 0, 1, 5, 7, 9, 19, 51, -8, 10**6],
     "num_inference_steps": [*NOT_INTEGERS, 0, 9, 51],
     "true_cfg_scale": [True, "4", "NaN", [4], math.nan, math.inf, -math.inf, 0, 0.99, 20.01, -4, 10**400],
-    "seed": [*NOT_INTEGERS, -2, MAX_SEED + 1, 2**64, 10**5000],
+    "seed": [*NOT_INTEGERS, -2, 2**63, 2**64, 10**5000],
     "num_images": [*NOT_INTEGERS, 0, 5],
     "output_format": ["jpg", "PNG", "gif", "", 3, True, ["png"]],
     "output_quality": [*NOT_INTEGERS, 0, 101],
@@ -184,7 +184,7 @@ def test_a_strange_field_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("payload", [None, [], "image", 3, 1.5, True, math.nan, {1: 2}, {None: 1}, {b"image": 1}])
 def test_an_input_that_is_no_object_of_fields_is_refused(payload: object) -> None:
-    with pytest.raises(InvalidRequest, match="^invalid_request: input (is|has) "):
+    with pytest.raises(InvalidRequest, match=r"^invalid_request: input (is|has) "):
         EditRequest.parse(payload)
 
 
@@ -200,12 +200,18 @@ def test_the_image_is_in_no_text_made_from_the_request() -> None:
     assert "aGVsbG8=" not in refusal(prompt="")
 
 
+def outcome(payload: object) -> str:
+    """The request without its image, or the sentence of the refusal."""
+    try:
+        request = EditRequest.parse(payload)
+    except InvalidRequest as error:
+        return error.sentence
+    return request.model_dump_json(exclude={"image"})
+
+
 @given(ANY_JSON)
 def test_any_input_is_a_request_or_an_invalid_request(payload: object) -> None:
-    try:
-        EditRequest.parse(payload)
-    except InvalidRequest as error:
-        error.sentence.encode()
+    assert outcome(payload).encode()
 
 
 @settings(max_examples=300)
@@ -214,14 +220,9 @@ def test_any_input_is_a_request_or_an_invalid_request(payload: object) -> None:
     fields=st.dictionaries(st.sampled_from(FIELDS[1:]) | ANY_TEXT, ANY_JSON, max_size=5),
 )
 def test_any_fields_are_a_request_or_a_sentence_without_the_image(image: str, fields: dict[str, object]) -> None:
-    try:
-        request = EditRequest.parse({"prompt": "make it snow", **fields, "image": image})
-    except InvalidRequest as error:
-        assert image not in error.sentence
-        assert ascii(image)[1:-1] not in error.sentence
-        error.sentence.encode()
-    else:
-        request.model_dump_json().encode()
+    answer = outcome({"prompt": "make it snow", **fields, "image": image})
+    assert image not in answer
+    assert ascii(image)[1:-1] not in answer
 
 
 def a_response() -> EditResponse:

@@ -23,7 +23,7 @@ def choose_device(settings: Settings) -> torch.device:
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA, as the weights are; float32 on the CPU, where it is the faster and the more exact of the two."""
+    """bfloat16 on CUDA, as the weights are; float32 on the CPU, where it is as fast and more exact."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

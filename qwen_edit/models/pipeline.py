@@ -75,7 +75,12 @@ class EditPipeline(QwenImageEditPipeline):
         with _readable("vae"):
             vae = load_vae(base / "vae", device, dtype)
         pipeline = cls(
-            scheduler=None, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, processor=processor, transformer=None
+            scheduler=None,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            processor=processor,
+            transformer=None,
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -88,7 +93,7 @@ class EditPipeline(QwenImageEditPipeline):
         Raises:
             ModelUnavailable: the checkpoint is missing or damaged.
         """
-        self.transformer = None
+        self.transformer: Any = None
         with _readable("scheduler"):
             schedule = checkpoint.schedule or FlowMatchEulerDiscreteScheduler.load_config(
                 models / BASE_FOLDER / "scheduler"
@@ -125,7 +130,7 @@ class EditPipeline(QwenImageEditPipeline):
             cancelled: the flag, asked before the first step and after each one.
 
         Returns:
-            `plan.num_images` pictures of `plan.width` × `plan.height` pixels. The one at i is drawn from the seed plus i.
+            `plan.num_images` pictures of `plan.width` × `plan.height` pixels, the one at i drawn from the seed plus i.
 
         Raises:
             InvalidRequest: the prompt has more tokens than the picture leaves room for.
@@ -138,7 +143,9 @@ class EditPipeline(QwenImageEditPipeline):
             with self.stopwatch.stage("denoise"):
                 latents = self._denoise(picture, prompt, plan, on_step, cancelled)
             with self.stopwatch.stage("vae_decode"):
-                return decode_latents(self.vae, self._unpack_latents(latents, plan.height, plan.width, self.vae_scale_factor))
+                return decode_latents(
+                    self.vae, self._unpack_latents(latents, plan.height, plan.width, self.vae_scale_factor)
+                )
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"{plan.num_images} picture(s) of {plan.width} × {plan.height} pixels do not fit the device's memory; "
@@ -205,7 +212,9 @@ def _stop_if(cancelled: Callable[[], bool]) -> None:
 def _require_files(base: Path) -> None:
     for name in REQUIRED_FILES:
         if not (base / name).is_file():
-            raise ModelUnavailable(f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake")
+            raise ModelUnavailable(
+                f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake"
+            )
 
 
 @contextmanager
@@ -214,4 +223,6 @@ def _readable(part: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelUnavailable(f"the base model's {part} cannot be loaded; check it with python3 verify_models.py") from error
+        raise ModelUnavailable(
+            f"the base model's {part} cannot be loaded; check it with python3 verify_models.py"
+        ) from error

@@ -1,7 +1,7 @@
 """Prompt and picture → the tensors that Qwen2.5-VL reads, as diffusers' `QwenImageEditPipeline` calls for them.
 
-transformers' `Qwen2VLProcessor` cannot be built without torchvision, for a video processor that an edit never uses. This joins
-the two halves that are used: the PIL image processor and the tokenizer.
+transformers' `Qwen2VLProcessor` cannot be built without torchvision, for a video processor that an edit never uses.
+This joins the two halves that are used: the PIL image processor and the tokenizer.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ TURN_END = "<|im_end|>"
 class EditProcessor:
     """Tokenizes the pipeline's template and patches its pictures.
 
-    The template holds the prompt between its first `<|vision_end|>` and its last `<|im_end|>`. What stands there was written by
-    the caller and is tokenized as plain text, so that a prompt cannot close its own turn or add an image.
+    The template holds the prompt between its first `<|vision_end|>` and its last `<|im_end|>`. What stands there was
+    written by the caller and is tokenized as plain text, so that a prompt cannot close its own turn or add an image.
     """
 
     def __init__(self, tokenizer: Qwen2Tokenizer, image_processor: Qwen2VLImageProcessorPil) -> None:
@@ -51,7 +51,8 @@ class EditProcessor:
             images: the picture, RGB.
 
         Returns:
-            `input_ids`, `attention_mask`: int64 [1, L]; `pixel_values`: float32 [patches, 1176]; `image_grid_thw`: int64 [1, 3].
+            `input_ids`, `attention_mask`: int64 [1, tokens]; `pixel_values`: float32 [patches, 1176];
+            `image_grid_thw`: int64 [1, 3].
         """
         (template,) = text
         features = self.image_processor(images=images, return_tensors=return_tensors)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.utils.logging import disable_progress_bar
@@ -54,18 +54,21 @@ def _require_all(loaded: Mapping[str, Any]) -> None:
     """Refuse a partial load: transformers would fill what is missing with random numbers and only log it."""
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loaded[what]:
-            name = str(sorted(loaded[what], key=str)[0])
+            first = min(map(str, loaded[what]))
             raise ModelUnavailable(
-                f"text_encoder has {len(loaded[what])} {what.replace('_', ' ')} against its config.json, the first is {name}; "
-                "fetch it again with python -m builder bake"
+                f"text_encoder has {len(loaded[what])} {what.replace('_', ' ')} against its config.json, "
+                f"the first is {first}; fetch it again with python -m builder bake"
             )
 
 
-def _add_token_types(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _add_token_types(
+    model: Qwen2_5_VLModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Say which tokens are the picture's.
 
-    From these transformers 5 derives the three-dimensional positions (M-RoPE) of the picture. diffusers' pipeline does not pass
-    them, and without them the positions fall back to those of plain text, which changes every edit without an error.
+    From these transformers 5 derives the three-dimensional positions (M-RoPE) of the picture. diffusers' pipeline does
+    not pass them, and without them the positions fall back to those of plain text, which changes every edit without an
+    error (huggingface/diffusers issue 14194).
     """
-    picture = kwargs["input_ids"] == module.config.image_token_id
+    picture = kwargs["input_ids"] == model.config.image_token_id
     return args, {**kwargs, "mm_token_type_ids": picture.to(torch.int32)}

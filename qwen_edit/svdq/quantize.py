@@ -53,8 +53,8 @@ def quantize_svdq(weight: Tensor, bias: Tensor, rank: int, shift: float = 0.0) -
     """Pack a plain layer, weight [N, K] and bias [N], so that `dense.dense_svdq` gives it back nearly.
 
     The low-rank branch takes the largest singular directions; the residual is taken from the factors as they are
-    stored, so their rounding is made up for, and the stored bias makes up for the shift of the input. All is computed in
-    float64: how threads share the sums then changes no number that is stored.
+    stored, so their rounding is made up for, and the stored bias makes up for the shift of the input. All is
+    computed in float64: how threads share the sums then changes no number that is stored.
     """
     weight, bias = weight.double(), bias.double()
     up, down = _low_rank(weight, rank)
@@ -102,7 +102,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], config: Mapping[
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            file.write(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+            file.write(tensors[name].flatten().view(torch.uint8).numpy().data)
 
 
 def _quantize_block(state_dict: Mapping[str, Tensor], prefix: str, rank: int) -> dict[str, Tensor]:
@@ -169,9 +169,9 @@ def _metadata(config: Mapping[str, Any], rank: int) -> dict[str, str]:
     known = {field: config.get(field, default) for field, default in CONFIG_DEFAULTS.items()}
     quantization = {"method": "svdquant", "rank": rank, "weight": {"dtype": "int4", "group_size": layout.GROUP}}
     return {
-        "config": json.dumps(known, sort_keys=True),
+        "config": json.dumps(known),
         "model_class": "NunchakuQwenImageTransformer2DModel",
-        "quantization_config": json.dumps(quantization, sort_keys=True),
+        "quantization_config": json.dumps(quantization),
     }
 
 

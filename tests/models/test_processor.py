@@ -33,7 +33,9 @@ def test_the_image_token_is_repeated_once_for_each_merged_patch(processor: EditP
     assert features["attention_mask"].all()
 
 
-def test_an_ordinary_prompt_is_tokenized_as_the_tokenizer_alone_would(processor: EditProcessor, picture: Image.Image) -> None:
+def test_an_ordinary_prompt_is_tokenized_as_the_tokenizer_alone_would(
+    processor: EditProcessor, picture: Image.Image
+) -> None:
     text = TEMPLATE.format("  façade → 雪, {braces} and\nlines ")
 
     ids = processor([text], picture)["input_ids"][0].tolist()

@@ -46,5 +46,7 @@ def test_a_configuration_of_another_size_names_the_tensor(models, tmp_path) -> N
     (folder / "config.json").write_text((source / "config.json").read_text().replace('"base_dim": 8', '"base_dim": 16'))
     (folder / "diffusion_pytorch_model.safetensors").symlink_to(source / "diffusion_pytorch_model.safetensors")
 
-    with pytest.raises(ModelUnavailable, match=r"vae has the tensor encoder\.conv_in\.weight as \(8, .* expects \(16, "):
+    with pytest.raises(
+        ModelUnavailable, match=r"vae has the tensor encoder\.conv_in\.weight as \(8, .* expects \(16, "
+    ):
         load_vae(folder, CPU, torch.float32)

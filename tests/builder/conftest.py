@@ -1,0 +1,27 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builder.hub import Hub, Patience
+from tests.builder.loopback_hub import LoopbackHub
+from tests.builder.sample import repositories
+
+
+@pytest.fixture
+def remote() -> Iterator[LoopbackHub]:
+    """The hub's side."""
+    with LoopbackHub(repositories()) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(remote: LoopbackHub) -> Hub:
+    """The client's side, with little patience."""
+    return Hub(endpoint=remote.url, patience=Patience(attempts=3, wait=0.01, longest=0.02, timeout=5.0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where to bake."""
+    return tmp_path / "models"

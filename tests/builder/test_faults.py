@@ -1,0 +1,364 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from builder.bake import Order, Outcome, bake
+from builder.errors import BakeError
+from builder.hub import Hub, Patience
+from builder.source import CHECKPOINT_NAMES, COMPONENTS, select
+from builder.verify import verify
+from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, CHECKPOINT_FOLDER, CHECKPOINT_REPOSITORY
+from qwen_edit.manifest import Manifest
+from tests.builder.loopback_hub import (
+    INFO,
+    Fault,
+    LoopbackHub,
+    corrupted,
+    cut,
+    lengthened,
+    not_json,
+    refused,
+    shortened,
+    slow,
+)
+from tests.builder.sample import LIGHTNING, VAE, base_files, checkpoint_files, wanted
+
+VAE_BYTES = base_files()[VAE]
+CONFIG = "vae/config.json"
+EVERYTHING = select((), CHECKPOINT_NAMES)
+NEVER = 99
+"""Times that a fault strikes when it never stops."""
+
+
+def bake_some(folder: Path, hub: Hub, *components: str) -> tuple[Outcome, list[str]]:
+    said: list[str] = []
+    order = Order(folder, tuple(COMPONENTS[name] for name in components) or EVERYTHING)
+    return bake(order, hub, said.append), said
+
+
+def ranges(remote: LoopbackHub, path: str) -> list[str | None]:
+    return [seen.range for seen in remote.seen if seen.path == path]
+
+
+def sentence(outcome: Outcome) -> str:
+    """The one sentence of a bake in which one file failed."""
+    (sentences,) = outcome.failures.values()
+    (only,) = sentences
+    return only
+
+
+def test_a_cut_connection_resumes_where_it_stopped(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, cut(0.3))
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert ranges(remote, VAE) == [None, f"bytes={int(0.3 * len(VAE_BYTES))}-"]
+    assert (folder / BASE_FOLDER / VAE).read_bytes() == VAE_BYTES
+
+
+def test_a_transfer_that_goes_on_a_little_each_time_is_not_given_up(
+    folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(VAE, cut(0.1), times=8)
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert len(ranges(remote, VAE)) == 9
+
+
+def test_the_next_run_resumes_what_this_one_gave_up(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, cut(0.3), cut(0), cut(0), cut(0))
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert sentence(outcome).startswith(f"{VAE} of {BASE_REPOSITORY}: the connection to {remote.url} failed")
+    assert ", 3 times in a row; check the network and run the same command again: " in sentence(outcome)
+    assert not (folder / BASE_FOLDER / VAE).exists()
+    remote.heal()
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert ranges(remote, VAE) == [f"bytes={int(0.3 * len(VAE_BYTES))}-"]
+    assert [path.name for path in (folder / BASE_FOLDER / "vae").iterdir()] == [Path(VAE).name]
+
+
+def test_a_hub_that_cannot_resume_is_read_from_the_start(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.ranges = False
+    remote.fault(VAE, cut(0.3))
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert (folder / BASE_FOLDER / VAE).read_bytes() == VAE_BYTES
+
+
+@pytest.mark.parametrize("path", [VAE, CONFIG])
+@pytest.mark.parametrize("fault", [corrupted, shortened, lengthened])
+def test_wrong_content_is_fetched_again_once(
+    fault: Fault, path: str, folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(path, fault)
+    outcome, _ = bake_some(folder, hub, "configs", "vae")
+    assert not outcome.failures
+    assert ranges(remote, path) == [None, None]
+    assert (folder / BASE_FOLDER / path).read_bytes() == base_files()[path]
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (corrupted, "has sha256 "),
+        (shortened, f"has {len(VAE_BYTES) - 7} bytes, {len(VAE_BYTES)} in the hub's listing"),
+        (lengthened, f"is longer than the {len(VAE_BYTES)} bytes that the hub lists"),
+    ],
+)
+def test_content_that_is_wrong_twice_is_an_error(
+    fault: Fault, problem: str, folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(VAE, fault, times=2)
+    outcome, _ = bake_some(folder, hub, "vae", "lightning")
+    assert list(outcome.failures) == ["vae"]
+    assert sentence(outcome).startswith(f"{VAE} {problem}")
+    assert ", twice; the hub or a proxy between serves bad data: " in sentence(outcome)
+    assert list((folder / BASE_FOLDER / "vae").iterdir()) == []
+    assert (folder / CHECKPOINT_FOLDER / LIGHTNING).exists()
+
+
+def test_a_partial_file_that_was_damaged_is_fetched_anew(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, cut(0.3), cut(0), cut(0), cut(0))
+    bake_some(folder, hub, "vae")
+    (partial,) = (folder / BASE_FOLDER / "vae").iterdir()
+    partial.write_bytes(bytes(partial.stat().st_size))
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert (folder / BASE_FOLDER / VAE).read_bytes() == VAE_BYTES
+
+
+def test_a_partial_file_longer_than_the_hubs_is_fetched_anew(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, cut(0.9999), cut(0), cut(0), cut(0))
+    bake_some(folder, hub, "vae")
+    remote.fault(VAE, refused(416))
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert (folder / BASE_FOLDER / VAE).read_bytes() == VAE_BYTES
+
+
+@pytest.mark.parametrize("path", [VAE, INFO])
+@pytest.mark.parametrize("fault", [refused(429), refused(429, Retry_After="0"), refused(503), refused(500)])
+def test_a_hub_that_is_busy_for_a_moment_is_waited_for(
+    fault: Fault, path: str, folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(path, fault, times=2)
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+
+
+def test_a_wait_is_announced_with_the_attempt(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(INFO, refused(503))
+    _, said = bake_some(folder, hub, "vae")
+    assert said == [f"{BASE_REPOSITORY} at main: the hub fails (503); attempt 2 of 3 in 0.01 s"]
+
+
+def test_the_wait_doubles_up_to_the_longest() -> None:
+    patience = Patience(wait=1.0, longest=5.0)
+    assert [patience.before(attempt) for attempt in (2, 3, 4, 5, 6)] == [1, 2, 4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (
+            refused(429),
+            "the hub limits the rate (429), 3 times in a row; wait some minutes or set HF_TOKEN for a higher",
+        ),
+        (refused(503), "the hub fails (503), 3 times in a row; the fault is on its side: later, run the same command"),
+        (
+            refused(401, "", "Invalid credentials in Authorization header"),
+            "the hub refused the token (401); set HF_TOKEN",
+        ),
+        (refused(401), "cannot be found (401): it does not exist, or it is private; check the name, and HF_TOKEN"),
+        (refused(404, "RepoNotFound"), "cannot be found (404): it does not exist, or it is private; check the name"),
+        (refused(403, "GatedRepo"), "is gated (403); accept its terms on the hub and set HF_TOKEN"),
+        (refused(418), "the hub answered 418; check HF_ENDPOINT"),
+        (not_json, "does not answer as a model hub does; check HF_ENDPOINT and any proxy between"),
+    ],
+)
+def test_a_hub_that_refuses_is_told_in_one_sentence(
+    fault: Fault, expected: str, folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(INFO, fault, times=3)
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert expected in sentence(outcome)
+    assert "\n" not in sentence(outcome)
+
+
+def test_one_repository_that_fails_leaves_the_other_whole(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    del remote.repositories[CHECKPOINT_REPOSITORY]
+    outcome, _ = bake_some(folder, hub)
+    assert set(outcome.failures) == {"lightning", "original"}
+    assert all((folder / BASE_FOLDER / path).exists() for path in wanted(base_files()))
+    assert outcome.commits.keys() == {BASE_REPOSITORY}
+
+
+def test_a_file_that_disappears_after_the_listing_fails_its_part_alone(
+    folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(VAE, refused(404, "EntryNotFound"))
+    outcome, _ = bake_some(folder, hub)
+    assert list(outcome.failures) == ["vae"]
+    assert sentence(outcome) == (
+        f"{VAE} of {BASE_REPOSITORY} is in the listing but cannot be found any more (404); "
+        "run the same command again, or pin another commit with --revision"
+    )
+    assert all((folder / CHECKPOINT_FOLDER / path).exists() for path in wanted(checkpoint_files()))
+    assert not verify(folder).ok
+
+
+def test_a_repository_without_a_file_that_is_needed_is_told(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    del remote.repositories[BASE_REPOSITORY].files["transformer/config.json"]
+    outcome, _ = bake_some(folder, hub)
+    assert list(outcome.failures) == ["configs"]
+    assert sentence(outcome).startswith(f"{BASE_REPOSITORY} has no transformer/config.json at commit aaaaaaaaaaaa; pin")
+
+
+def test_a_slow_hub_is_read_to_the_end(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, slow(0.05))
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert ranges(remote, VAE) == [None]
+
+
+def test_a_hub_that_falls_silent_is_asked_again(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, slow(1.0))
+    outcome, _ = bake_some(folder, replace(hub, patience=replace(hub.patience, timeout=0.2)), "vae")
+    assert not outcome.failures
+    assert len(ranges(remote, VAE)) == 2
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        (
+            "http://127.0.0.1:1",
+            "the connection to http://127.0.0.1:1 failed (ConnectError), 3 times in a row; check the",
+        ),
+        ("gopher://hub", "gopher://hub does not answer as a model hub does; check HF_ENDPOINT"),
+        ("nonsense", "nonsense does not answer as a model hub does; check HF_ENDPOINT"),
+        ("http://hub:port", "http://hub:port does not answer as a model hub does; check HF_ENDPOINT"),
+    ],
+)
+def test_an_endpoint_that_is_no_hub_is_told_in_one_sentence(
+    endpoint: str, expected: str, folder: Path, hub: Hub
+) -> None:
+    outcome, _ = bake_some(folder, replace(hub, endpoint=endpoint), "vae")
+    assert expected in sentence(outcome)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
+    folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.repositories[BASE_REPOSITORY].claimed[VAE] = 10**18
+    with pytest.raises(BakeError) as caught:
+        bake_some(folder, hub, "vae")
+    assert f"{folder} needs 1,000,000,000,000,000,000 bytes (1000000000.0 GB) more and its disk has " in str(
+        caught.value
+    )
+    assert " free; free another " in str(caught.value)
+    assert remote.fetched() == []
+
+
+def test_what_is_there_already_needs_no_disk(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, cut(0.3), cut(0), cut(0), cut(0))
+    bake_some(folder, hub, "configs", "vae")
+    from builder.plan import tasks
+    from builder.record import Record
+
+    listing = hub.listing(BASE_REPOSITORY, "main", lambda _: None)
+    (task,) = tasks(COMPONENTS["vae"], listing, folder, Record(folder, Manifest()), reread=False)
+    assert task.missing(folder) == len(VAE_BYTES) - int(0.3 * len(VAE_BYTES))
+
+
+def test_a_disk_that_fills_in_the_middle_is_told_in_one_sentence(folder: Path, remote: LoopbackHub) -> None:
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)); "
+    program = f"{limited}from builder.__main__ import main; sys.exit(main())"
+    arguments = ["bake", "--models", str(folder), "--components", "configs,vae"]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_ENDPOINT": remote.url},
+        check=False,
+    )
+    assert run.returncode == 1
+    *_, error, summary = run.stderr.splitlines()
+    assert error == (
+        f"error: {folder / BASE_FOLDER / VAE} cannot be written: the disk is full (File too large); "
+        "free some space and run the same command again"
+    )
+    assert summary == "failed: vae; whole: configs"
+    assert "Traceback" not in run.stderr
+
+
+def test_a_place_that_is_no_folder_is_told_in_one_sentence(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(BakeError, match="cannot be written: File exists; check the folder's owner and permissions"):
+        bake_some(tmp_path / "models", hub, "vae")
+
+
+def start(folder: Path, remote: LoopbackHub) -> "subprocess.Popen[str]":
+    """A whole bake in a process of its own, once it has sent its first request."""
+    remote.heal()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "builder", "bake", "--models", str(folder)],
+        env={**os.environ, "HF_ENDPOINT": remote.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not remote.seen and process.poll() is None:
+        time.sleep(0.005)
+    return process
+
+
+def assert_nothing_partial_passes_for_whole(folder: Path) -> None:
+    truth = {f"{BASE_FOLDER}/{path}": data for path, data in base_files().items()}
+    truth |= {f"{CHECKPOINT_FOLDER}/{path}": data for path, data in checkpoint_files().items()}
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in truth:
+            assert path.read_bytes() == truth[name]
+    for entry in (Manifest.read(folder) or Manifest()).files:
+        assert (folder / entry.path).read_bytes() == truth[entry.path]
+
+
+def test_a_bake_killed_at_any_moment_is_finished_by_the_same_command(folder: Path, remote: LoopbackHub) -> None:
+    remote.pause = 0.02
+    moments = random.Random(20)
+    killed = 0
+    for _ in range(10):
+        process = start(folder, remote)
+        time.sleep(moments.uniform(0.0, 0.5))
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        assert_nothing_partial_passes_for_whole(folder)
+    assert killed
+    remote.pause = 0.0
+    process = start(folder, remote)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    report = verify(folder, every_byte=True)
+    assert report.ok
+    assert not report.notes
+
+
+def test_an_interrupt_ends_a_bake_in_one_sentence(folder: Path, remote: LoopbackHub) -> None:
+    remote.pause = 0.5
+    process = start(folder, remote)
+    while LIGHTNING not in remote.fetched() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "stopped; the same command goes on where this one was"
+    assert "Traceback" not in errors
