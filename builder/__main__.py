@@ -34,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m builder", description="Put weights on disk and prove them whole.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_bake(commands.add_parser("bake", help="fetch what serving needs; goes on where an earlier run stopped"))
+    statuses = "exit status: 0 all is whole, 1 a part failed and the rest can be used, 2 the command is mistaken"
+    bake = commands.add_parser(
+        "bake", help="fetch what serving needs; goes on where an earlier run stopped", epilog=statuses
+    )
+    _add_bake(bake)
     _add_verify(commands.add_parser("verify", help="what is there, and whether it is whole"))
     commands.add_parser("sizes", help="what a bake weighs, before anything is fetched").set_defaults(run=_sizes)
     tiny = commands.add_parser("tiny", help="write the tiny random model in the production layout")

@@ -154,12 +154,10 @@ def _collect(futures: Mapping[Future[bool], Task], outcome: Outcome, progress: P
 def _bring(task: Task, models: Path, hub: Hub, record: Record, progress: Progress) -> bool:
     """Make the file whole and record it; whether it had to be fetched."""
     hub.halt_if_stopped()
-    sha256 = whole(task, models, hub) if task.there else None
+    sha256 = whole(task, models, hub, progress.advance) if task.there else None
     fetched = sha256 is None
     if sha256 is None:
         sha256 = fetch(hub, task.listing, task.file, models / task.path, progress.advance, progress.say)
-    else:
-        progress.advance(task.file.bytes)
     try:
         record.put(task.entry(sha256))
     except OSError as error:

@@ -73,6 +73,8 @@ def _size(models: Path, entry: Entry) -> str | None:
         return f"{entry.path} is missing"
     if not path.is_file():
         return f"{entry.path} is not a file"
+    # The weights' own readers do not say why a file cannot be opened.
+    path.open("rb").close()
     if (size := path.stat().st_size) != entry.bytes:
         return f"{entry.path} has {size:,} bytes, {entry.bytes:,} in the manifest"
     return None

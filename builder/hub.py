@@ -71,6 +71,8 @@ class Hub:
     def stream(self, listing: Listing, path: str, start: int) -> Iterator[tuple[int, bytes]]:
         """The bytes of a file from `start` on, as (offset, chunk); from 0 on where the hub does not resume.
 
+        Plain HTTP on purpose: the hub's chunk store gives what cannot be continued after a cut, nor hashed on its way.
+
         Raises:
             HubError: the transfer failed or was cut.
             WrongContentError: the hub's file ends before `start`.
@@ -131,6 +133,8 @@ class Hub:
 
 
 def _remote(sibling: RepoSibling) -> RemoteFile:
-    if sibling.size is None or sibling.blob_id is None or ".." in sibling.rfilename.split("/"):
-        raise ValueError(sibling.rfilename)
-    return RemoteFile(sibling.rfilename, sibling.size, sibling.blob_id, sibling.lfs.sha256 if sibling.lfs else None)
+    path = sibling.rfilename
+    inside = path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
+    if sibling.size is None or sibling.blob_id is None or not inside:
+        raise ValueError(path)
+    return RemoteFile(path, sibling.size, sibling.blob_id, sibling.lfs.sha256 if sibling.lfs else None)

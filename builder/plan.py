@@ -1,5 +1,6 @@
 """What a bake has to do for each file, decided before any byte is fetched."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +53,23 @@ def tasks(part: Part, listing: Listing, models: Path, record: Record, reread: bo
     return tuple(_task(part, listing, file, models, record, reread) for file in files)
 
 
-def whole(task: Task, models: Path, hub: Hub) -> str | None:
-    """The sha256 of the file at its place if it is what the hub lists, else None."""
+def whole(task: Task, models: Path, hub: Hub, advance: Callable[[int], None]) -> str | None:
+    """The sha256 of the file at its place if it is what the hub lists, else None, and then no byte is counted."""
+    counted = 0
+
+    def count(read: int) -> None:
+        nonlocal counted
+        counted += read
+        advance(read)
+
     try:
-        digest = digest_of(models / task.path, task.file, lambda _: None, hub.halt_if_stopped)
+        digest = digest_of(models / task.path, task.file, count, hub.halt_if_stopped)
     except OSError:
+        digest = None
+    if digest is None or digest.fault():
+        advance(-counted)
         return None
-    return None if digest.fault() else digest.sha256
+    return digest.sha256
 
 
 def _task(part: Part, listing: Listing, file: RemoteFile, models: Path, record: Record, reread: bool) -> Task:

@@ -79,8 +79,8 @@ def lines(report: Report, marks: Marks) -> list[str]:
 def listing(report: Report) -> list[str]:
     """Every file that the manifest promises, with its size and source."""
     files = report.manifest.files if report.manifest else ()
-    width = max((len(megabytes(entry.bytes)) for entry in files), default=0)
-    return [f"{megabytes(entry.bytes):>{width}}  {entry.path}  {_source(entry)}" for entry in files]
+    width = max((len(amount(entry.bytes)) for entry in files), default=0)
+    return [f"{amount(entry.bytes):>{width}}  {entry.path}  {_source(entry)}" for entry in files]
 
 
 def document(report: Report) -> str:

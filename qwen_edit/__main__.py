@@ -56,7 +56,7 @@ def _edit(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     editor = Editor.load(settings)
     with tqdm(total=prepared.plan.steps, unit="step", desc=prepared.plan.checkpoint.name) as bar:
-        rendered = editor.render(prepared, lambda step, steps: _advance(bar, step), lambda: False)
+        rendered = editor.render(prepared, lambda step: _advance(bar, step.number))
     response = respond(prepared, rendered)
     _write(arguments.output, response)
     for warning in response.warnings:

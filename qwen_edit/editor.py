@@ -7,7 +7,7 @@ decoded, without waiting for them.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -16,14 +16,30 @@ from PIL import Image
 
 from qwen_edit import images
 from qwen_edit.catalog import BASE_REPOSITORY, RANK, Checkpoint
-from qwen_edit.errors import Cancelled, ModelUnavailable
+from qwen_edit.errors import Cancelled, ModelUnavailable, OutOfMemory
 from qwen_edit.manifest import Manifest, ManifestError
 from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, Timings
 from qwen_edit.selection import Plan, available, plan, supported_steps
 from qwen_edit.settings import Settings
+from qwen_edit.step import OnStep, Step
 
 if TYPE_CHECKING:
     from qwen_edit.models.pipeline import EditPipeline
+
+
+SAVED_MEMORY = (
+    "the device was short of memory: the pictures were made one at a time and the VAE worked in tiles, "
+    "so the same seed can give a slightly different picture elsewhere"
+)
+
+
+def ignore(step: Step) -> None:
+    """An `on_step` that does nothing."""
+
+
+def never() -> bool:
+    """A `cancelled` flag that is never set."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class Rendered:
     model: ModelInfo
     stages_ms: dict[str, float]
     cold: bool
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(request: EditRequest, models: Path) -> Prepared:
@@ -78,7 +95,7 @@ def respond(prepared: Prepared, rendered: Rendered, queue_ms: float = 0.0) -> Ed
         seed=prepared.plan.seed,
         model_info=rendered.model,
         timings=Timings(**timings, cold=rendered.cold),
-        warnings=list(prepared.warnings),
+        warnings=[*prepared.warnings, *rendered.warnings],
     )
 
 
@@ -94,7 +111,7 @@ class Editor:
         self._lock = Lock()
 
     @classmethod
-    def load(cls, settings: Settings | None = None, cancelled: Callable[[], bool] = lambda: False) -> "Editor":
+    def load(cls, settings: Settings | None = None, cancelled: Callable[[], bool] = never) -> "Editor":
         """Load the pipeline and the preferred checkpoint.
 
         Args:
@@ -107,7 +124,7 @@ class Editor:
             Cancelled: the flag was set.
         """
         settings = settings or Settings.from_environ(os.environ)
-        on_disk = _require_checkpoints(settings.models)
+        on_disk = require_checkpoints(settings.models)
         manifest = _read_manifest(settings.models)
         _go_on(cancelled)
         import torch  # noqa: F401 - here, because the flag is worth asking between these slow imports
@@ -124,13 +141,13 @@ class Editor:
     def edit(
         self,
         request: EditRequest,
-        on_step: Callable[[int, int], None] = lambda step, steps: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        on_step: OnStep = ignore,
+        cancelled: Callable[[], bool] = never,
     ) -> EditResponse:
         """Edit one picture.
 
         Args:
-            on_step: called after each denoising step with its number, from 1, and how many there are.
+            on_step: called after each denoising step.
             cancelled: asked before each step.
 
         Raises:
@@ -140,9 +157,7 @@ class Editor:
         rendered = self.render(prepared, on_step, cancelled)
         return respond(prepared, rendered)
 
-    def render(
-        self, prepared: Prepared, on_step: Callable[[int, int], None], cancelled: Callable[[], bool]
-    ) -> Rendered:
+    def render(self, prepared: Prepared, on_step: OnStep = ignore, cancelled: Callable[[], bool] = never) -> Rendered:
         """The part of an edit that needs the device.
 
         Raises:
@@ -151,11 +166,50 @@ class Editor:
         with self._lock:
             self._use(prepared.plan.checkpoint)
             watch = self._pipeline.start_stopwatch()
-            pictures = self._pipeline.render(
-                prepared.picture, prepared.request.prompt, prepared.plan, on_step, cancelled
-            )
+            pictures, warnings = self._pictures(prepared, on_step, cancelled)
             cold, self._cold = self._cold, False
-            return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, cold)
+            return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, cold, warnings)
+
+    def warm_up(self) -> None:
+        """Render a grey picture in two steps, so that no job waits for what a device does only once."""
+        with self._lock:
+            checkpoint = self._checkpoint or available(self.settings.models)[0]
+            self._use(checkpoint)
+            self._pipeline.render(
+                Image.new("RGB", (1024, 1024), "grey"),
+                "warm up",
+                Plan(
+                    checkpoint,
+                    2,
+                    checkpoint.true_cfg_scale,
+                    " " if checkpoint.true_cfg_scale > 1 else None,
+                    0,
+                    1024,
+                    1024,
+                    1,
+                ),
+                ignore,
+                never,
+            )
+
+    def is_broken(self) -> bool:
+        """Whether the device has stopped answering, which only a new process mends."""
+        return not self._pipeline.answers()
+
+    def _pictures(
+        self, prepared: Prepared, on_step: OnStep, cancelled: Callable[[], bool]
+    ) -> tuple[list[Image.Image], tuple[str, ...]]:
+        """Render, and once more with less memory where it did not suffice."""
+        picture, prompt, chosen = prepared.picture, prepared.request.prompt, prepared.plan
+        try:
+            return self._pipeline.render(picture, prompt, chosen, on_step, cancelled), ()
+        except OutOfMemory:
+            pass  # the retry begins outside, where the error no longer holds on to the tensors of its frames
+        with self._pipeline.saving_memory():
+            pictures = [
+                self._pipeline.render(picture, prompt, one, on_step, cancelled)[0] for one in _one_at_a_time(chosen)
+            ]
+        return pictures, (SAVED_MEMORY,)
 
     def _use(self, checkpoint: Checkpoint) -> None:
         if checkpoint != self._checkpoint:
@@ -182,12 +236,17 @@ class Editor:
         )
 
 
+def _one_at_a_time(chosen: Plan) -> list[Plan]:
+    """The same pictures, one each: the one at i is drawn from the seed plus i."""
+    return [replace(chosen, num_images=1, seed=(chosen.seed + i) % 2**63) for i in range(chosen.num_images)]
+
+
 def _go_on(cancelled: Callable[[], bool]) -> None:
     if cancelled():
         raise Cancelled("the load was cancelled")
 
 
-def _require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
+def require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
     if not models.is_dir():
         raise ModelUnavailable(
             "the folder that MODEL_CACHE_DIR names does not exist; fill it with python -m builder bake"

@@ -55,6 +55,7 @@ _DAMAGE = (
     EOFError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,
 )
 
 _TURNS = {

@@ -21,6 +21,11 @@ from qwen_edit.catalog import CHECKPOINTS, OLD_RANKS, OLD_STEPS, RANK
 from qwen_edit.errors import InvalidRequest
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+"""Of a file."""
+
+AskedFormat = Literal["png", "jpeg", "webp", "auto"]
+"""`auto` is PNG, or what fits the reply where PNG does not."""
+
 JsonScalar = str | int | float | bool | None
 
 MAX_PROMPT = 4000
@@ -32,7 +37,9 @@ MAX_SEED = 2**63 - 1
 MIN_SIDE, MAX_SIDE = 256, 2048
 """Pixels of an asked width or height."""
 
-_STEPS_ALIAS = "num_inference_steps"
+_OTHER_NAMES = {"num_inference_steps": "steps", "return": "return_as"}
+"""Another name of a field → the field. Python has no keyword argument named `return`."""
+
 _RANKS = (*OLD_RANKS, RANK)
 _STEPS = (range(OLD_STEPS, OLD_STEPS + 1), *(checkpoint.steps for checkpoint in CHECKPOINTS))
 _STEPS_TEXT = ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in _STEPS)
@@ -89,7 +96,9 @@ class EditRequest(BaseModel):
         RANK, description=f"the integer {RANK} ({' and '.join(map(str, OLD_RANKS))} run as {RANK})"
     )
     steps: Annotated[int, AfterValidator(_known_steps)] | None = Field(
-        None, validation_alias=AliasChoices("steps", _STEPS_ALIAS), description=f"an integer out of {_STEPS_TEXT}"
+        None,
+        validation_alias=AliasChoices("steps", "num_inference_steps"),
+        description=f"an integer out of {_STEPS_TEXT}",
     )
     true_cfg_scale: float | None = Field(None, ge=1, le=20, description="a number from 1 to 20")
     seed: Annotated[int | None, AfterValidator(_random_as_none)] = Field(
@@ -98,8 +107,12 @@ class EditRequest(BaseModel):
     width: Side | None = Field(None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
     height: Side | None = Field(None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
     num_images: int = Field(1, ge=1, le=4, description="an integer from 1 to 4")
-    output_format: OutputFormat = Field("png", description="'png', 'jpeg' or 'webp'")
+    output_format: AskedFormat = Field("png", description="'png', 'jpeg', 'webp' or 'auto'")
     output_quality: int = Field(95, ge=1, le=100, description="an integer from 1 to 100")
+    return_as: Literal["base64", "url"] = Field(
+        "base64", validation_alias=AliasChoices("return", "return_as"), description="'base64' or 'url'"
+    )
+    preview: bool = Field(False, description="true or false")
 
     # Type checkers keep the constructor that they derive from the fields.
     if not TYPE_CHECKING:
@@ -171,12 +184,17 @@ class ModelInfo(BaseModel):
 
 
 class EditResponse(BaseModel):
-    """One edit, done. `images` are base64, `image` is the first; `warnings` are sentences on what was changed."""
+    """One edit, done: either `images` in base64, of which `image` is the first, or `urls`, of which `url` is.
+
+    `warnings` are sentences on what was changed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image: str = Field(repr=False)
-    images: list[str] = Field(repr=False)
+    image: str | None = Field(default=None, repr=False)
+    images: list[str] | None = Field(default=None, repr=False)
+    url: str | None = Field(default=None, repr=False)
+    urls: list[str] | None = Field(default=None, repr=False)
     format: OutputFormat
     width: int
     height: int
@@ -186,13 +204,23 @@ class EditResponse(BaseModel):
     timings: Timings
     warnings: list[str]
 
+    @model_validator(mode="after")
+    def _pictures_or_urls(self) -> Self:
+        if [self.image is None, self.images is None, self.url is None, self.urls is None] not in (
+            [False, False, True, True],
+            [True, True, False, False],
+        ):
+            raise ValueError("expected image and images, or url and urls")
+        return self
+
     def to_json(self) -> dict[str, object]:
         """The contract's response, of JSON types alone."""
-        return self.model_dump(mode="json", by_alias=True)
+        unused = {"url", "urls"} if self.urls is None else {"image", "images"}
+        return self.model_dump(mode="json", by_alias=True, exclude=unused)
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:
-    known = [*EditRequest.model_fields, _STEPS_ALIAS]
+    known = [*EditRequest.model_fields, *_OTHER_NAMES]
     unknown = [name for name in names if name not in known]
     if unknown:
         complaints = [_unknown(name, known) for name in unknown[:_MAX_UNKNOWN]]
@@ -207,16 +235,17 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _given(fields: Mapping[str, object]) -> dict[str, object]:
     given = {name: value for name, value in fields.items() if value is not None}
-    if "steps" in given and _STEPS_ALIAS in given:
-        steps, alias = _shown(given["steps"]), _shown(given.pop(_STEPS_ALIAS))
-        if steps != alias:
-            raise InvalidRequest(f"steps is {steps} and {_STEPS_ALIAS} is {alias}, expected one of them or the same")
+    for other, name in _OTHER_NAMES.items():
+        if name in given and other in given:
+            first, second = _shown(given[name]), _shown(given.pop(other))
+            if first != second:
+                raise InvalidRequest(f"{name} is {first} and {other} is {second}, expected one of them or the same")
     return given
 
 
 def _complaint(error: ErrorDetails) -> str:
     name = str(error["loc"][0])
-    expected = EditRequest.model_fields["steps" if name == _STEPS_ALIAS else name].description
+    expected = EditRequest.model_fields[_OTHER_NAMES.get(name, name)].description
     if error["type"] == "missing":
         return f"{name} is missing, expected {expected}"
     # The image's own characters never leave the worker, not even a few.

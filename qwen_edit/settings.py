@@ -1,10 +1,12 @@
 """Every environment variable, read in one place."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from qwen_edit.errors import SettingsError
 
@@ -14,8 +16,21 @@ Offload = Literal["auto", "none", "model"]
 
 
 @dataclass(frozen=True)
+class BucketSettings:
+    """A bucket of an S3-compatible store. The endpoint is the store's, without the bucket."""
+
+    endpoint_url: str
+    access_key_id: str = field(repr=False)
+    secret_access_key: str = field(repr=False)
+    name: str
+
+
+@dataclass(frozen=True)
 class Settings:
-    """How this process serves. The README's table says what each variable means."""
+    """How this process serves. The README's table says what each variable means.
+
+    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable.
+    """
 
     models: Path = Path("/app/models")
     device: Device = "auto"
@@ -26,21 +41,25 @@ class Settings:
     concurrency: int = 2
     save_dir: Path | None = None
     port: int = 8000
+    max_payload_mb: int | None = None
+    bucket: BucketSettings | None = None
+    on_platform: bool = False
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
         """Read the settings from an environment. An empty value counts as unset.
 
         Raises:
-            SettingsError: a value that cannot be read, or a `QWEN_EDIT_` name that does not exist.
+            SettingsError: a value that cannot be read, a `QWEN_EDIT_` name that does not exist, or half a bucket.
         """
         _refuse_unknown(environ)
         values = {
-            field: parse(name, text)
-            for name, (field, parse) in _VARIABLES.items()
-            if (text := environ.get(name, "").strip())
+            name: parse(variable, text)
+            for variable, (name, parse) in _VARIABLES.items()
+            if (text := environ.get(variable, "").strip())
         }
-        return cls(**values)  # type: ignore[arg-type]
+        values["bucket"] = _bucket(environ)
+        return cls(**values, on_platform=bool(environ.get("RUNPOD_WEBHOOK_GET_JOB")))  # type: ignore[arg-type]
 
 
 def _choice(name: str, text: str, choices: tuple[str, ...]) -> str:
@@ -73,6 +92,49 @@ def _folder(name: str, text: str) -> Path:
     return path
 
 
+def _bucket(environ: Mapping[str, str]) -> BucketSettings | None:
+    values = {variable: environ.get(variable, "").strip() for variable in _BUCKET_VARIABLES}
+    missing = [variable for variable, text in values.items() if not text]
+    if missing == list(values):
+        return None
+    if missing:
+        raise SettingsError(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} unset, "
+            f"expected all or none of {', '.join(values)}"
+        )
+    for variable, (_, check, expected) in _BUCKET_VARIABLES.items():
+        # Without the value: a key that was pasted into the wrong variable must not be printed.
+        if not check(values[variable]):
+            raise SettingsError(f"{variable} is {len(values[variable])} characters that are not {expected}")
+    return BucketSettings(**{name: values[variable] for variable, (name, *_) in _BUCKET_VARIABLES.items()})
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        port_is_valid = url.port != 0
+    except ValueError:
+        return False
+    whole = bool(re.fullmatch(r"[!-~]+", text) and re.fullmatch(r"[\w.-]+|[\da-f:.]+", url.hostname or "", re.ASCII))
+    return url.scheme in ("http", "https") and port_is_valid and whole and not set("@?#\\").intersection(text)
+
+
+def _is_bucket_name(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9._-]{1,255}", text) is not None
+
+
+def _is_key(text: str) -> bool:
+    return re.fullmatch(r"[!-~]+", text) is not None
+
+
+_BUCKET_VARIABLES: Mapping[str, tuple[str, Callable[[str], bool], str]] = {
+    "BUCKET_ENDPOINT_URL": ("endpoint_url", _is_endpoint, "an http:// or https:// URL of a host"),
+    "BUCKET_ACCESS_KEY_ID": ("access_key_id", _is_key, "a key of printable ASCII without spaces"),
+    "BUCKET_SECRET_ACCESS_KEY": ("secret_access_key", _is_key, "a key of printable ASCII without spaces"),
+    "BUCKET_NAME": ("name", _is_bucket_name, "a bucket's name of letters, digits, dots, hyphens and underscores"),
+}
+"""The first three are also those of RunPod's SDK."""
+
 _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "MODEL_CACHE_DIR": ("models", _folder),
     "QWEN_EDIT_DEVICE": ("device", lambda name, text: _choice(name, text, get_args(Device))),
@@ -82,6 +144,7 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "QWEN_EDIT_ALLOW_URLS": ("allow_urls", _switch),
     "QWEN_EDIT_CONCURRENCY": ("concurrency", lambda name, text: _integer(name, text, 1, 64)),
     "QWEN_EDIT_SAVE_DIR": ("save_dir", _folder),
+    "QWEN_EDIT_MAX_PAYLOAD_MB": ("max_payload_mb", lambda name, text: _integer(name, text, 1, 1000)),
     "PORT": ("port", lambda name, text: _integer(name, text, 1, 65535)),
 }
 

@@ -10,13 +10,17 @@ import time
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+from qwen_edit import fitness, runpod_sdk
 from qwen_edit.editor import Editor, Prepared, Rendered, prepare, respond
 from qwen_edit.errors import EditError, InternalError, SettingsError
 from qwen_edit.log import log
+from qwen_edit.progress import Progress
 from qwen_edit.schema import EditRequest, EditResponse
 from qwen_edit.settings import Settings
+from qwen_edit.step import OnStep
 
 LOGGED = ("model_config", "seed", "width", "height", "timings", "warnings")
 """The parts of a reply that go into the log: neither pictures nor prompts."""
@@ -33,6 +37,7 @@ class Worker:
         self._gpu = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
         self._stopping = threading.Event()
         self._editor: Future[Editor] | None = None
+        self._started = time.perf_counter()
 
     @classmethod
     def from_environ(cls) -> "Worker":
@@ -49,16 +54,27 @@ class Worker:
         return self._editor
 
     def run(self) -> None:
-        """Serve jobs through RunPod's SDK until it ends."""
-        os.environ.setdefault(
-            "RUNPOD_LOG_LEVEL", "INFO"
-        )  # at its default, DEBUG, it logs every picture as base64, twice
-        import runpod.serverless  # slow, so it is imported while the editor loads
-
+        """Serve jobs through RunPod's SDK until it ends. Its import and the load overlap."""
+        # At its default, DEBUG, the SDK logs every picture as base64, twice.
+        os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+        fitness_checks = [*fitness.checks(self.settings), self.editor_is_ready]
         try:
-            runpod.serverless.start({"handler": self.handle, "concurrency_modifier": self._concurrency})
+            runpod_sdk.start(self.handle, self.settings.concurrency, fitness_checks)
         finally:
             self.close()
+
+    async def editor_is_ready(self) -> None:
+        """Wait for the load, and warm the device up: the last check before the platform's first job is taken.
+
+        Raises:
+            UnfitError: the load failed.
+        """
+        try:
+            editor = await self._loaded()
+            await asyncio.get_running_loop().run_in_executor(self._gpu, editor.warm_up)
+        except EditError as error:
+            raise fitness.UnfitError(error.sentence) from error
+        log("warm", seconds=round(time.perf_counter() - self._started, 3))
 
     def close(self) -> None:
         """Stop loading at the next opportunity and let the thread go."""
@@ -76,21 +92,41 @@ class Worker:
         except Exception:  # the worker's edge: whatever it is, the caller gets a sentence and the log the rest
             log("failed", "error", job=job_id, traceback=traceback.format_exc())
             error = InternalError(f"the edit failed; the worker's log has the details under job {job_id}")
-            return {"error": str(error)}
+            return {"error": str(error)} | await self._end_if_broken(job_id)
 
     async def _answer(self, job_id: str, payload: object) -> dict[str, Any]:
         request = EditRequest.parse(payload)
         prepared = await asyncio.to_thread(prepare, request, self.settings.models)
         asked = time.perf_counter()
-        editor = await asyncio.wrap_future(self.load())
-        rendered, queue_ms = await self._render(editor, prepared, asked)
-        response = await asyncio.to_thread(respond, prepared, rendered, queue_ms)
+        editor = await self._loaded()
+        async with self._progress(job_id, request) as progress:
+            rendered, queue_ms = await self._render(editor, prepared, asked, progress.on_step)
+            response = await asyncio.to_thread(respond, prepared, rendered, queue_ms)
         reply = response.to_json()
         saved = await asyncio.to_thread(self._save, job_id, response)
         log("edited", job=job_id, saved=saved, reply={key: reply[key] for key in LOGGED})
         return reply
 
-    async def _render(self, editor: Editor, prepared: Prepared, asked: float) -> tuple[Rendered, float]:
+    async def _loaded(self) -> Editor:
+        # Shielded: the job that waits may be cancelled, the load is everybody's.
+        return await asyncio.shield(asyncio.wrap_future(self.load()))
+
+    def _progress(self, job_id: str, request: EditRequest) -> Progress:
+        post = partial(runpod_sdk.post_progress, job_id) if self.settings.on_platform else None
+        return Progress(post, with_preview=False)
+
+    async def _end_if_broken(self, job_id: str) -> dict[str, Any]:
+        """Ask the platform for a new worker where this one's device no longer answers."""
+        if self._editor is None or not self._editor.done() or self._editor.exception() is not None:
+            return {}
+        if not await asyncio.get_running_loop().run_in_executor(self._gpu, self._editor.result().is_broken):
+            return {}
+        log("broken", "error", job=job_id)
+        return {"refresh_worker": True}
+
+    async def _render(
+        self, editor: Editor, prepared: Prepared, asked: float, on_step: OnStep
+    ) -> tuple[Rendered, float]:
         """Render on the GPU thread; a cancelled job leaves it at the next step.
 
         Returns:
@@ -100,7 +136,7 @@ class Worker:
 
         def turn() -> tuple[Rendered, float]:
             queue_ms = (time.perf_counter() - asked) * 1000
-            return editor.render(prepared, lambda step, steps: None, cancelled.is_set), queue_ms
+            return editor.render(prepared, on_step, cancelled.is_set), queue_ms
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._gpu, turn)
@@ -130,6 +166,3 @@ class Worker:
         for path, image in zip(paths, response.images, strict=True):
             path.write_bytes(base64.b64decode(image))
         return [str(path) for path in paths]
-
-    def _concurrency(self, current: int) -> int:  # noqa: ARG002 - the SDK passes it
-        return self.settings.concurrency

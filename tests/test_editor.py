@@ -17,6 +17,7 @@ from qwen_edit.editor import prepare
 from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable
 from qwen_edit.manifest import Manifest
 from qwen_edit.settings import Settings
+from qwen_edit.step import Step
 
 Ask = Callable[..., EditRequest]
 
@@ -97,7 +98,7 @@ def test_the_other_checkpoint_swaps_the_transformer_alone(editor: Editor, ask: A
     before = dict(editor._pipeline.components)
     steps: list[tuple[int, int]] = []
 
-    edited = editor.edit(ask(seed=7, steps=20), on_step=lambda step, of: steps.append((step, of)))
+    edited = editor.edit(ask(seed=7, steps=20), on_step=lambda step: steps.append((step.number, step.steps)))
 
     after = editor._pipeline.components
     assert {name for name in before if before[name] is not after[name]} == {"transformer", "scheduler"}
@@ -121,9 +122,9 @@ def test_the_flag_stops_an_edit_before_the_next_step(editor: Editor, ask: Ask) -
     flag = threading.Event()
     steps: list[int] = []
 
-    def on_step(step: int, _steps: int) -> None:
-        steps.append(step)
-        if step == 2:
+    def on_step(step: Step) -> None:
+        steps.append(step.number)
+        if step.number == 2:
             flag.set()
 
     with pytest.raises(Cancelled, match="cancelled: "):
@@ -146,8 +147,8 @@ def test_the_longest_prompt_that_fits_is_edited(editor: Editor, ask: Ask) -> Non
     excess = int(words[words.index("tokens,") - 1]) - int(words[words.index("which") + 1])
     steps: list[int] = []
 
-    def stop_after_one(step: int, _steps: int) -> None:
-        steps.append(step)
+    def stop_after_one(step: Step) -> None:
+        steps.append(step.number)
 
     with pytest.raises(Cancelled):
         editor.edit(ask(prompt="x" * (4000 - excess)), stop_after_one, lambda: len(steps) == 1)

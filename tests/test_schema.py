@@ -4,11 +4,12 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from qwen_edit.errors import InvalidRequest
 from qwen_edit.schema import MAX_SEED, EditRequest, EditResponse, ModelInfo, Timings
 
-FIELDS = [*EditRequest.model_fields, "num_inference_steps"]
+FIELDS = [*EditRequest.model_fields, "num_inference_steps", "return"]
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=50)
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
@@ -42,6 +43,8 @@ def test_what_is_left_out_has_the_defaults_of_the_contract() -> None:
         "num_images": 1,
         "output_format": "png",
         "output_quality": 95,
+        "return_as": "base64",
+        "preview": False,
     }
 
 
@@ -65,8 +68,10 @@ GOOD = {
     "true_cfg_scale": [1, 1.0, 2.5, 20],
     "seed": [0, 1, 2**63 - 1],
     "num_images": [1, 2, 3, 4],
-    "output_format": ["png", "jpeg", "webp"],
+    "output_format": ["png", "jpeg", "webp", "auto"],
     "output_quality": [1, 95, 100],
+    "return_as": ["base64", "url"],
+    "preview": [True, False],
 }
 
 
@@ -88,6 +93,9 @@ BAD: dict[str, list[object]] = {
     "num_images": [*NOT_INTEGERS, 0, 5],
     "output_format": ["jpg", "PNG", "gif", "", 3, True, ["png"]],
     "output_quality": [*NOT_INTEGERS, 0, 101],
+    "return": ["URL", "", "path", 3, True, ["url"]],
+    "return_as": ["URL", "", 3],
+    "preview": [0, 1, "true", "", [True], 1.0],
 }
 
 
@@ -123,7 +131,9 @@ def test_one_side_alone_is_refused(alone: str, other: str) -> None:
         ({"num_inference_steps": 9}, "num_inference_steps is 9, expected an integer out of 4, 8, 20 to 50"),
         ({"rank": 16}, "rank is 16, expected the integer 128 (32 and 64 run as 128)"),
         ({"num_images": True}, "num_images is true, expected an integer from 1 to 4"),
-        ({"output_format": "jpg"}, "output_format is 'jpg', expected 'png', 'jpeg' or 'webp'"),
+        ({"output_format": "jpg"}, "output_format is 'jpg', expected 'png', 'jpeg', 'webp' or 'auto'"),
+        ({"return": "link"}, "return is 'link', expected 'base64' or 'url'"),
+        ({"preview": 1}, "preview is 1, expected true or false"),
         ({"true_cfg_scale": [1, 2]}, "true_cfg_scale is a list of 2, expected a number from 1 to 20"),
     ],
 )
@@ -162,10 +172,18 @@ def test_two_step_counts_are_refused() -> None:
     assert "is true" in refusal(steps=1, num_inference_steps=True)
 
 
+def test_return_has_a_second_name_that_python_can_say() -> None:
+    assert EditRequest(image="aGVsbG8=", prompt="make it snow", return_as="url") == parse(**{"return": "url"})
+    assert parse(**{"return": "url", "return_as": "url"}).return_as == "url"
+    expected = "return_as is 'url' and return is 'base64', expected one of them or the same"
+    assert refusal(**{"return": "base64", "return_as": "url"}) == expected
+
+
 def test_an_unknown_field_is_named_with_the_closest_known_one() -> None:
     assert refusal(stpes=8) == "'stpes' is not a field, the closest is steps"
     assert refusal(promt="x") == "'promt' is not a field, the closest is prompt"
     assert refusal(inference_steps=8) == "'inference_steps' is not a field, the closest is num_inference_steps"
+    assert refusal(retrun="url") == "'retrun' is not a field, the closest is return"
 
 
 def test_several_unknown_fields_are_each_named() -> None:
@@ -225,11 +243,14 @@ def test_any_fields_are_a_request_or_a_sentence_without_the_image(image: str, fi
     assert ascii(image)[1:-1] not in answer
 
 
-def a_response() -> EditResponse:
+PICTURES = {"image": "aGVsbG8=", "images": ["aGVsbG8="]}
+URLS = {"url": "https://example.com/0.png", "urls": ["https://example.com/0.png"]}
+
+
+def a_response(**pictures: object) -> EditResponse:
     stages = ("decode", "prompt", "vae_encode", "denoise", "vae_decode", "encode")
     return EditResponse(
-        image="aGVsbG8=",
-        images=["aGVsbG8="],
+        **(pictures or PICTURES),
         format="png",
         width=1024,
         height=768,
@@ -265,6 +286,19 @@ def test_a_response_is_json_under_the_names_of_the_contract() -> None:
     assert json.loads(json.dumps(response, allow_nan=False)) == response
 
 
+def test_a_response_with_urls_has_no_pictures_not_even_null() -> None:
+    response = a_response(**URLS).to_json()
+    assert list(response)[:3] == ["url", "urls", "format"]
+    assert "image" not in response
+    assert "images" not in response
+
+
+@pytest.mark.parametrize("pictures", [{"url": None}, {**PICTURES, **URLS}, {"image": "aGVsbG8="}, {"urls": []}])
+def test_a_response_has_pictures_or_urls(pictures: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="expected image and images, or url and urls"):
+        a_response(**pictures)
+
+
 def test_a_scheduler_keeps_the_types_of_its_values() -> None:
     scheduler = json.dumps(a_response().to_json()["model_config"]["scheduler"])  # type: ignore[index]
     expected = {"shift": 1.0, "shift_terminal": None, "use_dynamic_shifting": True, "base_image_seq_len": 256}
@@ -279,3 +313,4 @@ def test_timings_have_every_stage_of_the_contract() -> None:
 
 def test_a_response_does_not_print_its_pictures() -> None:
     assert "aGVsbG8=" not in repr(a_response())
+    assert "example.com" not in repr(a_response(**URLS))

@@ -1,12 +1,13 @@
 """diffusers' own `QwenImageEditPipeline`, assembled from parts that were loaded here, and driven by a plan."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline, calculate_dimensions
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
@@ -15,16 +16,15 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from qwen_edit.catalog import BASE_FOLDER, Checkpoint
 from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory
 from qwen_edit.models.device import choose_device, choose_dtype, device_name, wait_for
+from qwen_edit.models.preview import Projection
 from qwen_edit.models.processor import EditProcessor
 from qwen_edit.models.text_encoder import load_text_encoder
 from qwen_edit.models.transformer_dense import load_dense
 from qwen_edit.models.vae import decode_latents, load_vae
-from qwen_edit.selection import Plan
+from qwen_edit.selection import Plan, default_size
 from qwen_edit.settings import Settings
+from qwen_edit.step import OnStep, Step
 from qwen_edit.stopwatch import Stopwatch
-
-REFERENCE_AREA = 1024 * 1024
-"""Pixels of the picture that the model is shown, whatever size is asked for; the stock pipeline's constant."""
 
 REQUIRED_FILES = (
     "scheduler/scheduler_config.json",
@@ -45,15 +45,13 @@ _SHOWN_SCHEDULE = (
     "use_dynamic_shifting",
 )
 
-OnStep = Callable[[int, int], None]
-"""Told of each finished denoising step: its number from 1, and how many there are."""
-
 
 class EditPipeline(QwenImageEditPipeline):
     """The stock pipeline, with a stopwatch around the stages inside its call and a transformer that can be changed."""
 
     # No constructor: diffusers reads a pipeline's modules from the signature of its own.
     stopwatch = Stopwatch()
+    _reference: tuple[Tensor, Tensor]  # the picture that is edited: its pixels, and its packed latents
 
     @classmethod
     def load(cls, settings: Settings) -> "EditPipeline":
@@ -143,14 +141,32 @@ class EditPipeline(QwenImageEditPipeline):
             with self.stopwatch.stage("denoise"):
                 latents = self._denoise(picture, prompt, plan, on_step, cancelled)
             with self.stopwatch.stage("vae_decode"):
-                return decode_latents(
-                    self.vae, self._unpack_latents(latents, plan.height, plan.width, self.vae_scale_factor)
-                )
+                return decode_latents(self.vae, self._unpacked(latents, plan.width, plan.height))
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"{plan.num_images} picture(s) of {plan.width} × {plan.height} pixels do not fit the device's memory; "
                 "ask for a smaller width and height or fewer num_images"
             ) from error
+
+    @contextmanager
+    def saving_memory(self) -> Iterator[None]:
+        """Give back what is cached, and let the VAE work in tiles for a while."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.vae.enable_tiling()
+        try:
+            yield
+        finally:
+            self.vae.disable_tiling()
+
+    def answers(self) -> bool:
+        """Whether the device still works; after some CUDA errors nothing does until the process ends."""
+        try:
+            wait_for(self.text_encoder.device)
+        except RuntimeError:
+            return False
+        return True
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the stock signature is handed on
         """See the stock pipeline; the time goes to `prompt`."""
@@ -160,14 +176,18 @@ class EditPipeline(QwenImageEditPipeline):
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the stock signature is handed on
         """See the stock pipeline, which encodes the reference picture here; the time goes to `vae_encode`."""
         with self.stopwatch.stage("vae_encode"):
-            return super().prepare_latents(*args, **kwargs)
+            latents, reference = super().prepare_latents(*args, **kwargs)
+        self._reference = (args[0], reference)
+        return latents, reference
 
     def _denoise(
         self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
     ) -> Tensor:
-        def after_step(_pipeline: object, step: int, _timestep: object, _tensors: object) -> dict[str, Tensor]:
+        def after_step(
+            _pipeline: object, step: int, _timestep: object, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
             _stop_if(cancelled)
-            on_step(step + 1, plan.steps)
+            on_step(Step(step + 1, plan.steps, lambda: self._preview(tensors["latents"], plan)))
             return {}
 
         _stop_if(cancelled)
@@ -189,9 +209,20 @@ class EditPipeline(QwenImageEditPipeline):
         latents: Tensor = output.images
         return latents
 
+    def _preview(self, latents: Tensor, plan: Plan) -> Image.Image:
+        pixels, reference = self._reference
+        height, width = pixels.shape[-2:]
+        projection = Projection(self._unpacked(reference, width, height)[0, :, 0], pixels[0, :, 0])
+        return projection.preview(self._unpacked(latents, plan.width, plan.height)[0, :, 0])
+
+    def _unpacked(self, latents: Tensor, width: int, height: int) -> Tensor:
+        """[batch, tokens, channels · 4] → [batch, channels, 1, height / 8, width / 8]."""
+        unpacked: Tensor = self._unpack_latents(latents, height, width, self.vae_scale_factor)
+        return unpacked
+
     def _require_room(self, field: str, text: str, picture: Image.Image, plan: Plan) -> None:
         """Text and pictures share the rotary table: the text starts where the larger half side of a picture ends."""
-        width, height, _ = calculate_dimensions(REFERENCE_AREA, picture.width / picture.height)
+        width, height = default_size(picture.size)
         tokens = self.processor.token_count(self.prompt_template_encode.format(text), width, height)
         tokens -= self.prompt_template_encode_start_idx
         pixels_per_token = self.vae_scale_factor * 2

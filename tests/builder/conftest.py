@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 from builder.hub import Hub, Patience
+from tests.builder import sample
 from tests.builder.loopback_hub import LoopbackHub
-from tests.builder.sample import repositories
 
 
 @pytest.fixture
 def remote() -> Iterator[LoopbackHub]:
     """The hub's side."""
-    with LoopbackHub(repositories()) as server:
+    with LoopbackHub(sample.repositories()) as server:
         yield server
 
 
@@ -25,3 +25,10 @@ def hub(remote: LoopbackHub) -> Hub:
 def folder(tmp_path: Path) -> Path:
     """Where to bake."""
     return tmp_path / "models"
+
+
+@pytest.fixture
+def whole(folder: Path) -> Path:
+    """A model directory with nothing wrong in it."""
+    sample.write(folder)
+    return folder

@@ -81,6 +81,7 @@ class Repository:
     commit: str
     claimed: dict[str, int] = field(default_factory=dict)
     """Sizes that the listing gives in place of the true ones."""
+    _digests: dict[str, tuple[bytes, str]] = field(default_factory=dict, repr=False)
 
     def info(self) -> dict[str, Any]:
         return {
@@ -89,12 +90,20 @@ class Repository:
             "siblings": [self._sibling(path) for path in self.files],
         }
 
+    def digest(self, path: str) -> str:
+        """The sha256 of a file, counted once for each content."""
+        data = self.files[path]
+        counted = self._digests.get(path)
+        if counted is None or counted[0] is not data:
+            counted = self._digests[path] = (data, hashlib.sha256(data).hexdigest())
+        return counted[1]
+
     def _sibling(self, path: str) -> dict[str, Any]:
         data = self.files[path]
         size = self.claimed.get(path, len(data))
         entry: dict[str, Any] = {"rfilename": path, "size": size, "blobId": _blob(data)}
         if path.endswith(".safetensors"):
-            entry["lfs"] = {"size": size, "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
+            entry["lfs"] = {"size": size, "sha256": self.digest(path), "pointerSize": 134}
         return entry
 
 
@@ -184,7 +193,7 @@ class LoopbackHub:
             return refused(404, "EntryNotFound")(Reply(404))
         headers = {"X-Repo-Commit": repository.commit, "X-Linked-Size": str(len(data))}
         if path.endswith(".safetensors"):
-            digest = hashlib.sha256(data).hexdigest()
+            digest = repository.digest(path)
             return Reply(
                 302, headers={**headers, "X-Linked-ETag": f'"{digest}"', "Location": f"{self.cdn}/cdn/{name}/{path}"}
             )
@@ -219,7 +228,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, with_body: bool) -> None:
             host = (self.headers["Host"] or "").partition(":")[0]
-            reply = hub.answer(host, self.path, self.headers)
+            reply = hub.answer(host, self.path, dict(self.headers.items()))
             self.send_response(reply.status)
             for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
                 self.send_header(name, value)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from builder import record
@@ -128,7 +129,7 @@ def _index() -> bytes:
     return json.dumps({"metadata": {"total_size": 4 * 2 * 300 * 512}, "weight_map": names}).encode()
 
 
-def safetensors_header(header: dict[str, object]) -> bytes:
+def safetensors_header(header: Mapping[str, object]) -> bytes:
     """The frame of a safetensors file: the length of its header, and the header."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

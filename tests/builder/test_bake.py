@@ -1,9 +1,6 @@
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +8,9 @@ import pytest
 from huggingface_hub import hf_hub_download
 
 from builder.bake import Order, Outcome, bake
-from builder.errors import BakeError, UsageError
+from builder.errors import BakeError
 from builder.hub import Hub
-from builder.progress import Lines
+from builder.progress import Lines, show
 from builder.record import exclusive
 from builder.source import BASE, CHECKPOINT_NAMES, COMPONENTS, select
 from builder.verify import verify
@@ -25,7 +22,6 @@ from tests.builder.sample import (
     CHECKPOINTS_COMMIT,
     LIGHTNING,
     ORIGINAL,
-    SHARDS,
     VAE,
     base_files,
     checkpoint_files,
@@ -104,7 +100,7 @@ def test_a_second_bake_fetches_nothing(folder: Path, hub: Hub, remote: LoopbackH
 
 
 def test_components_bake_one_part_at_a_time_into_one_manifest(folder: Path, hub: Hub) -> None:
-    seen = set()
+    seen: set[str] = set()
     for name in (
         "configs",
         "text_encoder-1",
@@ -123,38 +119,11 @@ def test_components_bake_one_part_at_a_time_into_one_manifest(folder: Path, hub:
     assert verify(folder, every_byte=True).ok
 
 
-def test_the_shards_one_by_one_are_the_text_encoder() -> None:
-    names = [name for name in COMPONENTS if name.startswith("text_encoder-")]
-    together = [path for path in base_files() if COMPONENTS["text_encoder"].wants(path)]
-    assert together == [path for name in names for path in base_files() if COMPONENTS[name].wants(path)] == SHARDS
-
-
 def test_a_checkpoint_that_is_not_chosen_is_left_out(folder: Path, hub: Hub) -> None:
     bake(Order(folder, select((), ("lightning",))), hub, quietly)
     assert (folder / CHECKPOINT_FOLDER / LIGHTNING).exists()
     assert not (folder / CHECKPOINT_FOLDER / ORIGINAL).exists()
     assert select(("original",), ("lightning",)) == ()
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("r32", "rank 32 is left out on purpose: rank 128 alone is served"),
-        ("svdq-int4_r64-qwen-image-edit.safetensors", "rank 64 is left out on purpose"),
-        ("lightning-4steps", "4-step files are left out on purpose"),
-        ("fp4", "not in the catalog"),
-    ],
-)
-def test_a_checkpoint_that_is_not_served_is_refused_with_what_exists(name: str, reason: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        select((), (name,))
-    assert reason in str(caught.value)
-    assert f"lightning ({LIGHTNING}) and original ({ORIGINAL})" in str(caught.value)
-
-
-def test_an_unknown_component_is_refused_with_what_exists() -> None:
-    with pytest.raises(UsageError, match="'transformer', expected some of configs, text_encoder, text_encoder-1"):
-        select(("transformer",), CHECKPOINT_NAMES)
 
 
 def test_a_revision_pins_its_repository(folder: Path, hub: Hub) -> None:
@@ -256,59 +225,10 @@ def test_a_log_shows_speed_and_time_left_in_plain_lines() -> None:
     assert said == "fetched vae"
 
 
-def builder(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "builder", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, check=False)
-
-
-def test_the_command_bakes_from_the_endpoint_of_the_environment(folder: Path, remote: LoopbackHub) -> None:
-    run = builder("bake", "--components", "vae,lightning", MODEL_CACHE_DIR=str(folder), HF_ENDPOINT=remote.url)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(f"{folder} has 2 files, ")
-    assert f"fetched {CHECKPOINT_FOLDER}/{LIGHTNING}, " in run.stderr
-    assert "\r" not in run.stderr
-
-
-def test_the_command_says_which_part_failed_and_what_is_whole(folder: Path, remote: LoopbackHub) -> None:
-    del remote.repositories[CHECKPOINT_REPOSITORY].files[ORIGINAL]
-    run = builder("bake", "--models", str(folder), HF_ENDPOINT=remote.url)
-    assert run.returncode == 1
-    *_, error, summary = run.stderr.splitlines()
-    assert error == (
-        f"error: {CHECKPOINT_REPOSITORY} has no {ORIGINAL} at commit bbbbbbbbbbbb; "
-        "pin a commit that has it with --revision checkpoints=COMMIT"
-    )
-    assert summary == "failed: original; whole: configs, text_encoder, vae, lightning"
-    assert verify(folder).ok
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--checkpoints", "r32"], "error: --checkpoints has 'r32', and rank 32 is left out on purpose"),
-        (["--revision", "main"], "error: --revision is 'main', expected base=REV or checkpoints=REV"),
-    ],
-)
-def test_a_mistaken_command_has_a_status_of_its_own(arguments: list[str], sentence: str, folder: Path) -> None:
-    run = builder("bake", "--models", str(folder), *arguments)
-    assert run.returncode == 2
-    assert run.stderr.startswith(sentence)
-    assert len(run.stderr.splitlines()) == 1
-
-
-def test_offline_mode_is_told_in_one_sentence(folder: Path, remote: LoopbackHub) -> None:
-    run = builder("bake", "--components", "vae", "--models", str(folder), HF_ENDPOINT=remote.url, HF_HUB_OFFLINE="1")
-    assert run.returncode == 1
-    expected = f"error: {BASE_REPOSITORY} at main cannot be fetched while HF_HUB_OFFLINE is set; unset it for the bake"
-    assert run.stderr.splitlines()[0] == expected
-
-
 def test_a_resumed_bake_on_a_terminal_shows_a_bar(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
-
-    from builder.progress import show
 
     stream = Terminal()
     remote.fault(VAE, cut(0.3))

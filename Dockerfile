@@ -1,0 +1,93 @@
+# PROFILE=production serves the int4 checkpoints on an NVIDIA GPU. PROFILE=tiny has PyTorch for the CPU and small random
+# weights in the same places, so that this file can be built and proven on any x86-64 machine.
+#
+# From the bottom up by how seldom a layer changes: the weights, a layer for each file; PyTorch; the other packages; the code.
+
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+FROM ${BASE_IMAGE}
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    MODEL_CACHE_DIR=/app/models
+WORKDIR /app
+
+# The slim images carry no bytecode of the standard library, and the user below could not keep what it compiles.
+RUN useradd --create-home --uid 1000 worker \
+    && python3.11 -m venv /opt/venv \
+    && python -m compileall -q --invalidation-mode unchecked-hash \
+        "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
+
+COPY requirements/bake.lock requirements/
+RUN pip install --no-compile --no-deps --require-hashes -r requirements/bake.lock
+
+# What `bake` imports and nothing else. qwen_edit has no __init__.py yet: that one would import the whole worker.
+COPY builder/__init__.py builder/__main__.py builder/bake.py builder/checks.py builder/download.py builder/errors.py \
+     builder/faults.py builder/hub.py builder/mend.py builder/place.py builder/plan.py builder/progress.py \
+     builder/record.py builder/report.py builder/source.py builder/units.py builder/verify.py builder/
+COPY qwen_edit/catalog.py qwen_edit/errors.py qwen_edit/manifest.py qwen_edit/settings.py qwen_edit/
+COPY qwen_edit/svdq/__init__.py qwen_edit/svdq/checkpoint.py qwen_edit/svdq/modules.py qwen_edit/svdq/
+
+# An argument counts for every layer after it, so each one stands right before the first that needs it.
+ARG PROFILE=production
+RUN case "$PROFILE" in production|tiny) ;; *) echo "PROFILE is '$PROFILE', expected production or tiny"; exit 1 ;; esac
+
+ARG HF_ENDPOINT=https://huggingface.co
+ARG BASE_REVISION=main
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components configs --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-1 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-2 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-3 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-4 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components vae --revision "base=$BASE_REVISION"
+
+ARG CHECKPOINTS=lightning,original
+ARG CHECKPOINTS_REVISION=main
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components lightning \
+    --checkpoints "$CHECKPOINTS" --revision "checkpoints=$CHECKPOINTS_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder bake --components original \
+    --checkpoints "$CHECKPOINTS" --revision "checkpoints=$CHECKPOINTS_REVISION"
+
+COPY requirements/torch.lock requirements/
+RUN [ "$PROFILE" = tiny ] || pip install --no-compile --no-deps --require-hashes -r requirements/torch.lock
+
+# The engine is not in a lock: its release page publishes no hash. Given NUNCHAKU_SHA256, the wheel must match it; left
+# empty, whatever that address serves is installed.
+ARG NUNCHAKU_WHEEL=https://github.com/nunchaku-ai/nunchaku/releases/download/v1.2.1/nunchaku-1.2.1+cu12.8torch2.10-cp311-cp311-linux_x86_64.whl
+ARG NUNCHAKU_SHA256=
+RUN [ "$PROFILE" = tiny ] || pip install --no-compile --no-deps \
+    "nunchaku @ $NUNCHAKU_WHEEL${NUNCHAKU_SHA256:+#sha256=$NUNCHAKU_SHA256}"
+
+# The tiny image takes the build of PyTorch that pip is set up to find. `pip check` refuses a set that does not fit
+# together. Bytecode that is never compared with its source: a start reads one file for each module.
+COPY requirements/serve.lock requirements/
+RUN pip install --no-compile --no-deps --require-hashes -r requirements/serve.lock \
+    && { [ "$PROFILE" = production ] || pip install --no-compile "torch>=2.10,<2.14"; } \
+    && pip check \
+    && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
+
+COPY builder/ builder/
+COPY qwen_edit/svdq/ qwen_edit/svdq/
+RUN [ "$PROFILE" = production ] || python -m builder tiny
+
+COPY qwen_edit/ qwen_edit/
+COPY handler.py verify_models.py test_input.json LICENSE ./
+RUN python -m compileall -q --invalidation-mode unchecked-hash builder qwen_edit handler.py verify_models.py
+
+# From here on everything is on disk. The SDK's start-up check asks for 10 % of the disk to be free, which an image of
+# this size can fail on a sound machine: serving writes next to nothing.
+ENV HF_HUB_OFFLINE=1 \
+    TRANSFORMERS_OFFLINE=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    RUNPOD_LOG_LEVEL=INFO \
+    RUNPOD_MIN_DISK_PERCENT=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER worker
+
+RUN python verify_models.py
+RUN [ "$PROFILE" = production ] || python handler.py
+
+CMD ["python", "-u", "handler.py"]
