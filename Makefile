@@ -30,5 +30,17 @@ $(INSTALLED): pyproject.toml
 $(TINY)/manifest.json: $(INSTALLED) builder/tiny.py $(wildcard qwen_edit/svdq/*.py)
 	@$(PYTHON) -m builder tiny --models $(TINY)
 
+.PHONY: image-check lock
+
+# The Dockerfile for real, in its tiny profile, and the image run with the network cut. Needs root, buildah, debootstrap.
+image-check:
+	@python3 deploy/image_check.py
+
+# New versions for the image: `make lock`. `make lock LOCK=bake` for the packages below its weights.
+lock:
+	@python3 -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@PATH="$(CURDIR)/build/lock/bin:$$PATH" build/lock/bin/python requirements/lock.py $(LOCK)
+
 clean:
 	rm -rf $(VENV) models outputs

@@ -52,13 +52,14 @@ def _parser() -> argparse.ArgumentParser:
 def _edit(arguments: argparse.Namespace) -> None:
     settings = Settings.from_environ(os.environ)
     request = _request(arguments)
-    prepared = prepare(request, settings.models)
+    prepared = prepare(request, settings)
     started = time.perf_counter()
     editor = Editor.load(settings)
     with tqdm(total=prepared.plan.steps, unit="step", desc=prepared.plan.checkpoint.name) as bar:
         rendered = editor.render(prepared, lambda step: _advance(bar, step.number))
-    response = respond(prepared, rendered)
-    _write(arguments.output, response)
+    reply = respond(prepared, rendered)
+    response = reply.response
+    _write(arguments.output, reply.encoded.files[0])
     for warning in response.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(_summary(response, time.perf_counter() - started, arguments.output))
@@ -88,9 +89,9 @@ def _advance(bar: "tqdm[Never]", step: int) -> None:
     bar.update(step - bar.n)
 
 
-def _write(output: Path, response: EditResponse) -> None:
+def _write(output: Path, data: bytes) -> None:
     try:
-        output.write_bytes(base64.b64decode(response.image))
+        output.write_bytes(data)
     except OSError as error:
         raise InvalidRequest(f"output {str(output)!r} cannot be written: {error.strerror}") from error
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from qwen_edit import images
+from qwen_edit.bucket import Bucket
 from qwen_edit.catalog import BASE_REPOSITORY, RANK, Checkpoint
 from qwen_edit.errors import Cancelled, ModelUnavailable, OutOfMemory
 from qwen_edit.manifest import Manifest, ManifestError
+from qwen_edit.payload import UNLIMITED, Delivery, Encoded, Reply, fit, require_bucket
 from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, Timings
 from qwen_edit.selection import Plan, available, plan, supported_steps
 from qwen_edit.settings import Settings
@@ -64,38 +66,63 @@ class Rendered:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(request: EditRequest, models: Path) -> Prepared:
-    """Decode the picture and decide what will run. Needs no model; any thread may call it.
+def prepare(request: EditRequest, settings: Settings) -> Prepared:
+    """Read the picture and decide what will run. Needs no model; any thread may call it.
 
     Raises:
-        EditError: the picture cannot be used, or no checkpoint is there for the request.
+        EditError: the picture cannot be used, no checkpoint is there for the request, or no bucket for a URL.
     """
     started = time.perf_counter()
-    decoded = images.decode(request.image)
-    chosen = plan(request, decoded.picture.size, available(models))
+    require_bucket(request, settings.bucket)
+    decoded = _read_picture(request.image, settings)
+    chosen = plan(request, decoded.picture.size, available(settings.models))
     return Prepared(request, decoded.picture, chosen, (*decoded.warnings, *chosen.warnings), _ms_since(started))
 
 
-def respond(prepared: Prepared, rendered: Rendered, queue_ms: float = 0.0) -> EditResponse:
-    """Encode the pictures and say what made them. Needs no model; any thread may call it."""
+def _read_picture(image: str, settings: Settings) -> images.Decoded:
+    if not (settings.allow_urls and images.is_url(image)):
+        return images.decode(image)
+    from qwen_edit.fetch import fetch  # its HTTP client is for those alone who allow URLs
+
+    return images.read(fetch(image))
+
+
+def respond(prepared: Prepared, rendered: Rendered, queue_ms: float = 0.0, delivery: Delivery = UNLIMITED) -> Reply:
+    """Encode the pictures so that the reply fits, and say what made them. Needs no model; any thread may call it.
+
+    Args:
+        queue_ms: milliseconds that the request waited for the device.
+        delivery: how the reply travels.
+
+    Raises:
+        EditError: the reply cannot be made to fit, or the bucket did not take the pictures.
+    """
     started = time.perf_counter()
-    request = prepared.request
-    encoded = [
-        images.to_base64(images.encode(picture, request.output_format, request.output_quality))
-        for picture in rendered.pictures
-    ]
-    stages = {"queue": queue_ms, "decode": prepared.decode_ms, **rendered.stages_ms, "encode": _ms_since(started)}
-    timings = {name: round(ms, 1) for name, ms in (*stages.items(), ("total", sum(stages.values())))}
+
+    def compose(encoded: Encoded) -> EditResponse:
+        inline = [] if encoded.urls else [images.to_base64(file) for file in encoded.files]
+        stages = {"queue": queue_ms, "decode": prepared.decode_ms, **rendered.stages_ms, "encode": _ms_since(started)}
+        return _response(prepared, rendered, encoded, inline, stages)
+
+    return fit(rendered.pictures, prepared.request, delivery, compose)
+
+
+def _response(
+    prepared: Prepared, rendered: Rendered, encoded: Encoded, inline: list[str], stages_ms: dict[str, float]
+) -> EditResponse:
+    timings = {name: round(ms, 1) for name, ms in (*stages_ms.items(), ("total", sum(stages_ms.values())))}
     return EditResponse(
-        image=encoded[0],
-        images=encoded,
-        format=request.output_format,
+        image=inline[0] if inline else None,
+        images=inline or None,
+        url=encoded.urls[0] if encoded.urls else None,
+        urls=list(encoded.urls) or None,
+        format=encoded.format,
         width=prepared.plan.width,
         height=prepared.plan.height,
         seed=prepared.plan.seed,
         model_info=rendered.model,
         timings=Timings(**timings, cold=rendered.cold),
-        warnings=[*prepared.warnings, *rendered.warnings],
+        warnings=[*prepared.warnings, *rendered.warnings, *encoded.warnings],
     )
 
 
@@ -104,6 +131,7 @@ class Editor:
 
     def __init__(self, settings: Settings, pipeline: "EditPipeline", manifest: Manifest | None) -> None:
         self.settings = settings
+        self.bucket = Bucket(settings.bucket) if settings.bucket else None
         self._pipeline = pipeline
         self._manifest = manifest
         self._checkpoint: Checkpoint | None = None
@@ -153,9 +181,9 @@ class Editor:
         Raises:
             EditError: see `qwen_edit.errors`.
         """
-        prepared = prepare(request, self.settings.models)
+        prepared = prepare(request, self.settings)
         rendered = self.render(prepared, on_step, cancelled)
-        return respond(prepared, rendered)
+        return respond(prepared, rendered, delivery=Delivery(bucket=self.bucket)).response
 
     def render(self, prepared: Prepared, on_step: OnStep = ignore, cancelled: Callable[[], bool] = never) -> Rendered:
         """The part of an edit that needs the device.

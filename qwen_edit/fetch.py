@@ -7,18 +7,17 @@ import socket
 import ssl
 import string
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore2
 
 from qwen_edit import images
 from qwen_edit.errors import ImageTooLarge, InvalidImage, InvalidRequest
+from qwen_edit.pinned import Deadline, Pinned
 
 MAX_URL = 8192
 """Characters. Presigned URLs with a session token take some two thousand."""
@@ -41,10 +40,7 @@ _UNICAST_V6 = ipaddress.ip_network("2000::/3")
 
 # Not public, or tunnels to what may not be, but global to `ipaddress` or to some of its versions.
 _NOT_PUBLIC = tuple(
-    map(
-        ipaddress.ip_network,
-        ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"),
-    )
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"))
 )
 
 _HEADERS = (
@@ -69,8 +65,7 @@ def resolve(host: str, port: int) -> list[str]:
     Raises:
         OSError: the system's resolver knows none.
     """
-    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    return [str(answer[4][0]) for answer in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 @dataclass(frozen=True)
@@ -104,13 +99,13 @@ def fetch(url: str, limit: int = images.MAX_BYTES, seconds: float = 10.0) -> byt
 
 def download(url: str, limit: int, seconds: float, network: Network) -> bytes:
     """`fetch` through a given network."""
-    deadline = _Deadline(time.monotonic() + seconds)
+    deadline = Deadline.after(seconds)
     link = _parse(url, "image is a URL")
     first = who = f"image is a URL at {link.host}, which"
     for _ in range(MAX_REDIRECTS + 1):
         with _explained(who, seconds):
             addresses = _public_addresses(link, who, network, deadline)
-            with _get(link, _Pinned(addresses, deadline), network.tls) as response:
+            with _get(link, Pinned(addresses, deadline), network.tls) as response:
                 location = _location(response)
                 if location is None:
                     return _body(response, limit, who)
@@ -178,23 +173,7 @@ def _is_host(text: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Deadline:
-    end: float  # on the monotonic clock
-
-    def left(self) -> float:
-        """Seconds, more than none.
-
-        Raises:
-            TimeoutError: it has passed.
-        """
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-
-def _public_addresses(link: _Link, who: str, network: Network, deadline: _Deadline) -> list[str]:
+def _public_addresses(link: _Link, who: str, network: Network, deadline: Deadline) -> list[str]:
     addresses = _look_up(link, network, deadline)
     # A name that is unknown reads as one of a private address, or the two would tell what the resolver here knows.
     if not addresses or not all(map(network.is_public, addresses)):
@@ -202,7 +181,7 @@ def _public_addresses(link: _Link, who: str, network: Network, deadline: _Deadli
     return addresses
 
 
-def _look_up(link: _Link, network: Network, deadline: _Deadline) -> list[str]:
+def _look_up(link: _Link, network: Network, deadline: Deadline) -> list[str]:
     # The system's resolver takes no time-out, and a daemon is the one thread that an ending process does not wait for.
     answer: Future[Sequence[str]] = Future()
 
@@ -217,7 +196,7 @@ def _look_up(link: _Link, network: Network, deadline: _Deadline) -> list[str]:
 
 
 @contextmanager
-def _get(link: _Link, pinned: "_Pinned", tls: ssl.SSLContext) -> Iterator[httpcore2.Response]:
+def _get(link: _Link, pinned: Pinned, tls: ssl.SSLContext) -> Iterator[httpcore2.Response]:
     url = httpcore2.URL(scheme="https", host=link.host, port=link.port, target=link.target)
     headers = [("Host", link.authority), *_HEADERS]
     connection = httpcore2.HTTPConnection(url.origin, tls, network_backend=pinned)
@@ -263,61 +242,8 @@ def _explained(who: str, seconds: float) -> Iterator[None]:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             raise InvalidImage(f"{who} has no valid certificate for its name") from error
         raise InvalidImage(f"{who} cannot be reached over https") from error
-    # The parser lets a ValueError through on a Content-Length of more digits than Python reads.
-    except (httpcore2.NetworkError, httpcore2.ProtocolError, ValueError) as error:
+    except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
         raise InvalidImage(f"{who} broke the connection off or does not keep to HTTP") from error
-
-
-class _Pinned(httpcore2.NetworkBackend):
-    """Connects to addresses that were checked, whatever the name leads to by now, and holds all to one deadline."""
-
-    def __init__(self, addresses: Sequence[str], deadline: _Deadline) -> None:
-        self._addresses = addresses
-        self._deadline = deadline
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        *others, last = self._addresses
-        for untried, address in zip(range(len(self._addresses), 1, -1), others, strict=True):
-            try:
-                return self._connect(address, port, self._deadline.left() / untried)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                continue
-        return self._connect(last, port, self._deadline.left())
-
-    def _connect(self, address: str, port: int, timeout: float) -> httpcore2.NetworkStream:
-        return _Stream(httpcore2.SyncBackend().connect_tcp(address, port, timeout), self._deadline)
-
-
-class _Stream(httpcore2.NetworkStream):
-    """A connection on which each wait lasts until the deadline at most, whatever the time-out that is asked for."""
-
-    def __init__(self, inner: httpcore2.NetworkStream, deadline: _Deadline) -> None:
-        self._inner = inner
-        self._deadline = deadline
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, self._deadline.left())
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, self._deadline.left())
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, self._deadline.left()), self._deadline)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401
-        return self._inner.get_extra_info(info)
 
 
 @functools.cache

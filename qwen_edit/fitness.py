@@ -30,7 +30,7 @@ def check_manifest(models: Path) -> None:
     """Every file that the manifest promises is there in its size.
 
     Raises:
-        UnfitError: naming the first that is not. A directory without a manifest passes: what it holds is checked anyway.
+        UnfitError: naming the first that is not. Without a manifest nothing is promised, and this passes.
     """
     try:
         manifest = Manifest.read(models)

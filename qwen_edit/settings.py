@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.parse import urlsplit
 
 from qwen_edit.errors import SettingsError
 
@@ -102,38 +101,24 @@ def _bucket(environ: Mapping[str, str]) -> BucketSettings | None:
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} unset, "
             f"expected all or none of {', '.join(values)}"
         )
-    for variable, (_, check, expected) in _BUCKET_VARIABLES.items():
+    for variable, (_, pattern, expected) in _BUCKET_VARIABLES.items():
         # Without the value: a key that was pasted into the wrong variable must not be printed.
-        if not check(values[variable]):
+        if not re.fullmatch(pattern, values[variable], re.ASCII | re.IGNORECASE):
             raise SettingsError(f"{variable} is {len(values[variable])} characters that are not {expected}")
     return BucketSettings(**{name: values[variable] for variable, (name, *_) in _BUCKET_VARIABLES.items()})
 
 
-def _is_endpoint(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        port_is_valid = url.port != 0
-    except ValueError:
-        return False
-    whole = bool(re.fullmatch(r"[!-~]+", text) and re.fullmatch(r"[\w.-]+|[\da-f:.]+", url.hostname or "", re.ASCII))
-    return url.scheme in ("http", "https") and port_is_valid and whole and not set("@?#\\").intersection(text)
-
-
-def _is_bucket_name(text: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9._-]{1,255}", text) is not None
-
-
-def _is_key(text: str) -> bool:
-    return re.fullmatch(r"[!-~]+", text) is not None
-
-
-_BUCKET_VARIABLES: Mapping[str, tuple[str, Callable[[str], bool], str]] = {
-    "BUCKET_ENDPOINT_URL": ("endpoint_url", _is_endpoint, "an http:// or https:// URL of a host"),
-    "BUCKET_ACCESS_KEY_ID": ("access_key_id", _is_key, "a key of printable ASCII without spaces"),
-    "BUCKET_SECRET_ACCESS_KEY": ("secret_access_key", _is_key, "a key of printable ASCII without spaces"),
-    "BUCKET_NAME": ("name", _is_bucket_name, "a bucket's name of letters, digits, dots, hyphens and underscores"),
+_BUCKET_VARIABLES = {
+    "BUCKET_ENDPOINT_URL": (
+        "endpoint_url",
+        r"https?://([\w.-]+|\[[\da-f:.]+])(:\d{1,5})?(/[\w./~-]*)?",
+        "an http:// or https:// URL of a host",
+    ),
+    "BUCKET_ACCESS_KEY_ID": ("access_key_id", r"[!-~]+", "a key of printable ASCII without spaces"),
+    "BUCKET_SECRET_ACCESS_KEY": ("secret_access_key", r"[!-~]+", "a key of printable ASCII without spaces"),
+    "BUCKET_NAME": ("name", r"[\w.-]{1,255}", "a bucket's name of letters, digits, dots, hyphens and underscores"),
 }
-"""The first three are also those of RunPod's SDK."""
+"""Variable → field, pattern, and what is expected. All but the last are also those of RunPod's SDK."""
 
 _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "MODEL_CACHE_DIR": ("models", _folder),

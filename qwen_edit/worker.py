@@ -1,9 +1,7 @@
 """RunPod's queue: jobs in, JSON out. One thread owns the device; decoding and encoding run beside it."""
 
 import asyncio
-import base64
 import os
-import re
 import sys
 import threading
 import time
@@ -17,8 +15,9 @@ from qwen_edit import fitness, runpod_sdk
 from qwen_edit.editor import Editor, Prepared, Rendered, prepare, respond
 from qwen_edit.errors import EditError, InternalError, SettingsError
 from qwen_edit.log import log
+from qwen_edit.payload import Delivery, Encoded, limit_for, safe_name
 from qwen_edit.progress import Progress
-from qwen_edit.schema import EditRequest, EditResponse
+from qwen_edit.schema import EditRequest
 from qwen_edit.settings import Settings
 from qwen_edit.step import OnStep
 
@@ -96,14 +95,15 @@ class Worker:
 
     async def _answer(self, job_id: str, payload: object) -> dict[str, Any]:
         request = EditRequest.parse(payload)
-        prepared = await asyncio.to_thread(prepare, request, self.settings.models)
+        prepared = await asyncio.to_thread(prepare, request, self.settings)
         asked = time.perf_counter()
         editor = await self._loaded()
         async with self._progress(job_id, request) as progress:
             rendered, queue_ms = await self._render(editor, prepared, asked, progress.on_step)
-            response = await asyncio.to_thread(respond, prepared, rendered, queue_ms)
-        reply = response.to_json()
-        saved = await asyncio.to_thread(self._save, job_id, response)
+            delivery = Delivery(limit_for(job_id, self.settings), editor.bucket, job_id)
+            fitted = await asyncio.to_thread(respond, prepared, rendered, queue_ms, delivery)
+        reply = fitted.response.to_json()
+        saved = await asyncio.to_thread(self._save, job_id, prepared.plan.seed, fitted.encoded)
         log("edited", job=job_id, saved=saved, reply={key: reply[key] for key in LOGGED})
         return reply
 
@@ -154,15 +154,14 @@ class Worker:
         log("loaded", seconds=round(time.perf_counter() - started, 3))
         return editor
 
-    def _save(self, job_id: str, response: EditResponse) -> list[str]:
+    def _save(self, job_id: str, seed: int, encoded: Encoded) -> list[str]:
         if self.settings.save_dir is None:
             return []
         self.settings.save_dir.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^\w-]", "_", job_id)[:100]
         paths = [
-            self.settings.save_dir / f"{name}-{response.seed}-{number}.{response.format}"
-            for number in range(len(response.images))
+            self.settings.save_dir / f"{safe_name(job_id)}-{seed}-{number}.{encoded.format}"
+            for number in range(len(encoded.files))
         ]
-        for path, image in zip(paths, response.images, strict=True):
-            path.write_bytes(base64.b64decode(image))
+        for path, data in zip(paths, encoded.files, strict=True):
+            path.write_bytes(data)
         return [str(path) for path in paths]

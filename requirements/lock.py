@@ -1,7 +1,7 @@
-"""Pin every package of the image to a version and its file's sha256: `make lock`.
+"""Pin every package of the image to a version and the sha256 of its wheel.
 
-python requirements/lock.py          serve.lock and torch.lock, from pyproject.toml and engine.in
-python requirements/lock.py bake     bake.lock, from bake.in; apart, because changing it bakes the weights again
+make lock              serve.lock and torch.lock, from pyproject.toml and engine.in
+make lock LOCK=bake    bake.lock, from bake.in; apart, because changing it bakes the weights again
 
 The newest versions that are allowed, for CPython 3.11 on x86-64 Linux with glibc 2.28 or later. Needs `uv` on the path.
 """

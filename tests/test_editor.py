@@ -3,6 +3,7 @@ import io
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from diffusers import QwenImageEditPipeline
 from PIL import Image
 
 from qwen_edit import Editor, EditRequest, EditResponse
+from qwen_edit.bucket import Bucket
 from qwen_edit.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL
 from qwen_edit.editor import prepare
-from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable
+from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory
 from qwen_edit.manifest import Manifest
 from qwen_edit.settings import Settings
 from qwen_edit.step import Step
+from tests.object_store import download, object_store
 
 Ask = Callable[..., EditRequest]
 
@@ -82,7 +85,7 @@ def test_the_picture_is_the_stock_pipelines(editor: Editor, ask: Ask, response: 
     stock.set_progress_bar_config(disable=True)
 
     (picture,) = stock(
-        image=prepare(ask(), editor.settings.models).picture,
+        image=prepare(ask(), editor.settings).picture,
         prompt="make it snow",
         true_cfg_scale=1.0,
         width=256,
@@ -116,6 +119,21 @@ def test_several_images_are_drawn_from_following_seeds(editor: Editor, ask: Ask)
     assert both.image == both.images[0] != both.images[1]
     difference = np.abs(pixels(both.images[1]) - pixels(alone.image)).mean()
     assert difference < np.abs(pixels(both.images[0]) - pixels(alone.image)).mean()
+
+
+def test_an_edit_from_python_has_no_limit_and_takes_the_bucket(
+    editor: Editor, ask: Ask, response: EditResponse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidRequest, match="return is 'url', but this worker has no bucket"):
+        editor.edit(ask(return_as="url"))
+    with object_store() as store:
+        monkeypatch.setattr(editor, "settings", replace(editor.settings, bucket=store.settings))
+        monkeypatch.setattr(editor, "bucket", Bucket(store.settings))
+
+        edited = editor.edit(ask(seed=7, return_as="url"))
+
+        assert edited.image is None
+        assert download(edited.url or "") == (base64.b64decode(response.image or ""), "image/png")
 
 
 def test_the_flag_stops_an_edit_before_the_next_step(editor: Editor, ask: Ask) -> None:
@@ -156,6 +174,61 @@ def test_the_longest_prompt_that_fits_is_edited(editor: Editor, ask: Ask) -> Non
     assert steps == [1]
 
 
+def test_a_step_offers_a_preview_in_the_shape_of_the_result(editor: Editor, ask: Ask) -> None:
+    previews: list[Image.Image] = []
+
+    with pytest.raises(Cancelled):
+        editor.edit(
+            ask(width=512, height=256), lambda step: previews.append(step.preview()), lambda: len(previews) == 1
+        )
+
+    assert [(preview.size, preview.mode) for preview in previews] == [((256, 128), "RGB")]
+
+
+def fail_with_full_memory(editor: Editor, times: int) -> Callable[[], None]:
+    """Let the transformer run out of memory so many times, and give the way to end that."""
+    left = [times]
+
+    def run_out(*_: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return editor._pipeline.transformer.register_forward_pre_hook(run_out).remove
+
+
+def test_full_memory_is_met_with_a_second_try_that_saves_memory(editor: Editor, ask: Ask) -> None:
+    alone = editor.edit(ask(seed=7))
+    end = fail_with_full_memory(editor, times=1)
+
+    both = editor.edit(ask(seed=7, num_images=2))
+
+    end()
+    assert len(both.images) == 2
+    assert "short of memory" in " ".join(both.warnings)
+    assert np.abs(pixels(both.image) - pixels(alone.image)).mean() < 3  # the same noise; tiles blur their seams
+    assert not editor._pipeline.vae.use_tiling
+
+
+def test_memory_that_stays_full_is_said_and_the_next_edit_runs(editor: Editor, ask: Ask) -> None:
+    end = fail_with_full_memory(editor, times=2)
+    with pytest.raises(OutOfMemory, match="256 × 256 pixels do not fit"):
+        editor.edit(ask())
+    end()
+
+    with pytest.raises(Cancelled):
+        editor.edit(ask(), cancelled=lambda: True)
+
+
+def test_warming_up_does_not_count_as_an_edit(models: Path, ask: Ask) -> None:
+    editor = Editor.load(Settings(models=models, device="cpu"))
+
+    editor.warm_up()
+
+    assert editor.edit(ask()).timings.cold
+    assert not editor.is_broken()
+
+
 @pytest.mark.parametrize(
     "missing", ["vae/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"]
 )
@@ -184,6 +257,16 @@ def test_after_a_checkpoint_failed_to_load_the_other_one_still_edits(models: Pat
         editor.edit(ask(steps=20))
     with pytest.raises(Cancelled):
         editor.edit(ask(), cancelled=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "sentence"), [(False, "QWEN_EDIT_ALLOW_URLS is off"), (True, "public")], ids=["off", "on"]
+)
+def test_a_url_is_fetched_only_where_it_is_allowed_and_public(
+    models: Path, ask: Ask, allowed: bool, sentence: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        prepare(ask(image="https://127.0.0.1/cat.png"), Settings(models=models, allow_urls=allowed))
 
 
 def test_an_empty_folder_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from qwen_edit.errors import SettingsError
-from qwen_edit.settings import Settings
+from qwen_edit.settings import BucketSettings, Settings
 
 
 def test_an_empty_environment_has_the_defaults() -> None:
@@ -18,6 +18,9 @@ def test_an_empty_environment_has_the_defaults() -> None:
         concurrency=2,
         save_dir=None,
         port=8000,
+        max_payload_mb=None,
+        bucket=None,
+        on_platform=False,
     )
 
 
@@ -37,6 +40,8 @@ GOOD = [
     ("QWEN_EDIT_CONCURRENCY", "1", "concurrency", 1),
     ("QWEN_EDIT_CONCURRENCY", "64", "concurrency", 64),
     ("QWEN_EDIT_SAVE_DIR", "out/pictures", "save_dir", Path("out/pictures")),
+    ("QWEN_EDIT_MAX_PAYLOAD_MB", "1", "max_payload_mb", 1),
+    ("QWEN_EDIT_MAX_PAYLOAD_MB", "1000", "max_payload_mb", 1000),
     ("PORT", "1", "port", 1),
     ("PORT", "65535", "port", 65535),
 ]
@@ -49,7 +54,12 @@ def test_a_variable_sets_its_field_alone(name: str, text: str, field: str, value
 
 
 def test_every_field_has_a_variable_here() -> None:
-    assert {field for _, _, field, _ in GOOD} == set(Settings.__dataclass_fields__)
+    assert {field for _, _, field, _ in GOOD} | {"bucket", "on_platform"} == set(Settings.__dataclass_fields__)
+
+
+def test_the_platform_is_known_by_its_own_variable() -> None:
+    assert Settings.from_environ({"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1/job-take/$ID"}).on_platform
+    assert not Settings.from_environ({"RUNPOD_WEBHOOK_GET_JOB": ""}).on_platform
 
 
 @pytest.mark.parametrize("name", {name for name, *_ in GOOD})
@@ -65,6 +75,7 @@ BAD = {
     "QWEN_EDIT_ALLOW_DOWNLOAD": ["true", "yes", "2", "01"],
     "QWEN_EDIT_ALLOW_URLS": ["on", "-1"],
     "QWEN_EDIT_CONCURRENCY": ["0", "65", "-1", "2.0", "two", "١", "²", "1_0", "9" * 5000],
+    "QWEN_EDIT_MAX_PAYLOAD_MB": ["0", "1001", "-1", "0.5", "10 MB", "9" * 5000],
     "PORT": ["0", "65536", "http", "80 80", "+80", "9" * 5000],
 }
 
@@ -100,3 +111,76 @@ def test_an_unknown_setting_is_refused_with_the_closest_one() -> None:
 def test_variables_of_others_are_left_alone() -> None:
     others = {"PATH": "/bin", "QWEN": "1", "MODEL_CACHE": "x", "port": "x", "RUNPOD_POD_ID": "x"}
     assert Settings.from_environ(others) == Settings()
+
+
+BUCKET = {
+    "BUCKET_ENDPOINT_URL": "https://s3.eu-west-1.example.com",
+    "BUCKET_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "BUCKET_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG+EXAMPLEKEY",
+    "BUCKET_NAME": "edits.2025-a_b",
+}
+
+
+def test_four_variables_make_a_bucket() -> None:
+    bucket = Settings.from_environ(BUCKET).bucket
+    assert bucket == BucketSettings(*BUCKET.values())
+    assert Settings.from_environ({name: f" {text}\n" for name, text in BUCKET.items()}).bucket == bucket
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_four_empty_variables_make_no_bucket(empty: str) -> None:
+    assert Settings.from_environ(dict.fromkeys(BUCKET, empty)).bucket is None
+
+
+@pytest.mark.parametrize("name", BUCKET)
+def test_half_a_bucket_is_refused_with_what_is_missing(name: str) -> None:
+    every = ", ".join(BUCKET)
+    others = ", ".join(other for other in BUCKET if other != name)
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ({**BUCKET, name: " "})
+    assert str(caught.value) == f"{name} is unset, expected all or none of {every}"
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ({name: BUCKET[name]})
+    assert str(caught.value) == f"{others} are unset, expected all or none of {every}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:9000",
+        "http://[::1]:9000/",
+        "https://minio",
+        "HTTPS://Account.r2.example.com",
+        "https://example.com/storage/v1/s3",
+    ],
+)
+def test_an_endpoint_is_a_url_of_a_host(url: str) -> None:
+    bucket = Settings.from_environ({**BUCKET, "BUCKET_ENDPOINT_URL": url}).bucket
+    assert bucket is not None
+    assert bucket.endpoint_url == url
+
+
+BAD_BUCKET = {
+    "BUCKET_ENDPOINT_URL": [
+        *("s3.example.com", "ftp://example.com", "file:///etc/passwd", "https:///x", "https://a b"),
+        *("https://user:secret@example.com", "https://example.com?x=1", "https://example.com#x", "https://münchen.de"),
+        *("https://[::1", "https://example.com:port", "https://example.com\\x", "https://a\nb"),
+    ],
+    "BUCKET_ACCESS_KEY_ID": ["two words", "ключ", "a\nb"],
+    "BUCKET_SECRET_ACCESS_KEY": ["two words", "a\tb"],
+    "BUCKET_NAME": ["folder/name", "two words", "x" * 256, "büro", "a\nb"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BAD_BUCKET.items() for text in texts])
+def test_a_bucket_that_cannot_be_is_refused_without_repeating_what_may_be_a_secret(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is {len(text)} characters that are not a") as caught:
+        Settings.from_environ({**BUCKET, name: text})
+    assert text not in str(caught.value)
+
+
+def test_keys_are_not_printed() -> None:
+    printed = repr(Settings.from_environ(BUCKET))
+    assert BUCKET["BUCKET_NAME"] in printed
+    assert BUCKET["BUCKET_ACCESS_KEY_ID"] not in printed
+    assert BUCKET["BUCKET_SECRET_ACCESS_KEY"] not in printed

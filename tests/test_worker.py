@@ -11,8 +11,10 @@ from PIL import Image
 
 from qwen_edit.editor import Editor
 from qwen_edit.errors import EditError
+from qwen_edit.payload import Encoded
 from qwen_edit.settings import Settings
 from qwen_edit.worker import Worker
+from tests.object_store import download, object_store
 
 CODES = {code for error in EditError.__subclasses__() for code in [error.code]}
 
@@ -80,6 +82,11 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         "an unknown field",
         lambda good: {**good, "promt": "x"},
         "invalid_request: 'promt' is not a field, the closest is prompt",
+    ),
+    (
+        "a URL without a bucket",
+        lambda good: {**good, "return": "url"},
+        "invalid_request: return is 'url', but this worker has no bucket",
     ),
     ("no image", lambda good: {"prompt": "x"}, "invalid_request: image is "),
     ("no object", lambda good: ["x"], "invalid_request: input is "),
@@ -163,15 +170,42 @@ def test_a_cancelled_job_leaves_the_gpu_thread_and_the_next_one_is_answered(
     assert [path.name for path in (worker.settings.save_dir or Path()).iterdir()] == ["second-5-0.png"]
 
 
+def test_a_reply_that_does_not_fit_changes_as_the_request_allows_or_is_refused(
+    models: Path, tmp_path: Path, good: dict[str, Any]
+) -> None:
+    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path, max_payload_mb=1))
+    large = {**good, "width": 512, "height": 512}
+
+    refused = ask(worker, large)
+    reply = ask(worker, {**large, "output_format": "auto"})
+
+    worker.close()
+    assert refused["error"].startswith("output_too_large: the reply has ")
+    assert "expected at most 1,000,000: ask for output_format 'auto'" in refused["error"]
+    assert len(json.dumps({"output": reply}, ensure_ascii=False).encode()) <= 1_000_000
+    assert reply["format"] == "webp"
+    assert reply["warnings"][0].startswith("the result is a WebP of quality 95, because as PNG it did not fit")
+    (saved,) = tmp_path.iterdir()
+    assert saved.name == "job-1-5-0.webp"
+    assert saved.read_bytes() == base64.b64decode(reply["image"])
+
+
+def test_a_url_leads_to_the_file_that_is_also_saved(models: Path, tmp_path: Path, good: dict[str, Any]) -> None:
+    with object_store() as store:
+        worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path, bucket=store.settings))
+
+        reply = ask(worker, {**good, "return": "url"})
+
+        worker.close()
+        assert json.loads(json.dumps(reply)) == reply
+        assert reply.keys() & {"image", "images", "url", "urls"} == {"url", "urls"}
+        assert reply["urls"] == [reply["url"]]
+        assert "/qwen-edit/job-1-" in reply["url"]
+        assert download(reply["url"]) == ((tmp_path / "job-1-5-0.png").read_bytes(), "image/png")
+
+
 def test_a_job_id_cannot_choose_the_folder(worker: Worker) -> None:
-    picture = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(picture, "PNG")
-    encoded = base64.b64encode(picture.getvalue()).decode()
-
-    class Response:
-        images, seed, format = [encoded], 5, "png"
-
-    (path,) = worker._save("../../etc/passwd", Response())  # type: ignore[arg-type]
+    (path,) = worker._save("../../etc/passwd", 5, Encoded("png", (b"picture",)))
 
     assert Path(path).parent == worker.settings.save_dir
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -161,7 +162,7 @@ class LoopbackHub:
         """The files that were asked for, in order."""
         return [seen.path for seen in self.seen if seen.path != INFO]
 
-    def answer(self, host: str, url: str, headers: Mapping[str, str]) -> Reply:
+    def answer(self, host: str, url: str, headers: Message) -> Reply:
         path, reply = self._route(urlsplit(unquote(url)).path)
         if reply.status != 302:
             self.seen.append(Seen(host, path, headers.get("Range"), headers.get("Authorization")))
@@ -228,7 +229,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, with_body: bool) -> None:
             host = (self.headers["Host"] or "").partition(":")[0]
-            reply = hub.answer(host, self.path, dict(self.headers.items()))
+            reply = hub.answer(host, self.path, self.headers)
             self.send_response(reply.status)
             for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
                 self.send_header(name, value)

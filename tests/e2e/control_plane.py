@@ -175,7 +175,7 @@ class ControlPlane:
     def answer_post(self, url: str, body: bytes) -> int:
         """The status of an answer."""
         worker, job = urlsplit(url).path.split("/")[4:6]
-        document = json.loads(body)
+        document = json.loads(body, parse_constant=_refuse)
         with self._news:
             self._outages -= (outage := self._outages > 0)
             too_long = self.limit is not None and len(body) > self.limit
@@ -209,6 +209,10 @@ class ControlPlane:
         if found is None:
             raise TimeoutError(f"no worker came to {what} within {timeout} seconds")
         return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 class _Server(ThreadingHTTPServer):

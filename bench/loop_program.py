@@ -1,0 +1,52 @@
+"""A worker for bench.worker_loop, which logs when each edit has the device.
+
+`python -m bench.loop_program {async,sync} {real,fake}`: `async` is handler.py; `sync` is the same editor behind a plain
+function, as the SDK's own examples have it. `fake` is the tests' device, which sleeps as long as the prompt says.
+"""
+
+import os
+import runpy
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_edit.editor import Editor, Prepared, Rendered
+from qwen_edit.log import log
+from qwen_edit.schema import EditRequest
+from tests.e2e import fake_device
+
+_render = Editor.render
+
+
+def timed(editor: Editor, prepared: Prepared, *rest: Any) -> Rendered:
+    """`Editor.render`, which logs its two moments on the clock of `time.monotonic` however it ends."""
+    started = time.monotonic()
+    try:
+        return _render(editor, prepared, *rest)
+    finally:
+        log("rendered", started=started, ended=time.monotonic())
+
+
+def serve_synchronously() -> None:
+    """The plain loop: load, then one blocking function."""
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+    import runpod.serverless
+
+    editor = Editor.load()
+
+    def handler(job: Mapping[str, Any]) -> dict[str, Any]:
+        return editor.edit(EditRequest.parse(job["input"])).to_json()
+
+    runpod.serverless.start({"handler": handler})
+
+
+if __name__ == "__main__":
+    kind, device = sys.argv[1:]
+    Editor.render = timed  # type: ignore[method-assign]
+    if device == "fake":
+        fake_device.install()
+    if kind == "sync":
+        serve_synchronously()
+    else:
+        runpy.run_path(str(fake_device.HANDLER), run_name="__main__")

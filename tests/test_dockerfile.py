@@ -1,0 +1,75 @@
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from builder.source import COMPONENTS, TEXT_ENCODER
+
+ROOT = Path(__file__).parent.parent
+STEPS = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+FIRST_BAKE = next(number for number, step in enumerate(STEPS) if "builder bake" in step)
+
+IMPORTS = """
+import sys
+sys.path.insert(0, ".")
+import builder.__main__, builder.bake, builder.hub
+builder.__main__.main(["bake", "--components", "lightning", "--checkpoints", "original"])
+for name, module in sys.modules.items():
+    if name.split(".")[0] in ("builder", "qwen_edit") and module.__file__:
+        print("imported", module.__file__)
+"""
+
+
+def below_the_weights() -> set[str]:
+    """The repository's Python files that are copied before the first weights are fetched."""
+    copies = [step.split()[1:-1] for step in STEPS[:FIRST_BAKE] if step.startswith("COPY ")]
+    return {source for sources in copies for source in sources if source.endswith(".py")}
+
+
+def test_what_is_copied_below_the_weights_is_what_a_bake_imports_and_no_more(tmp_path):
+    for source in below_the_weights():
+        (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, tmp_path / source)
+    command = [sys.executable, "-I", "-c", IMPORTS]
+    output = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    files = [Path(line.partition(" ")[2]) for line in output.splitlines() if line.startswith("imported ")]
+    assert {str(file.relative_to(tmp_path)) for file in files} == below_the_weights()
+
+
+def test_a_bake_imports_no_package_that_its_lock_does_not_pin():
+    modules = {name.split(".")[0] for source in below_the_weights() for name in imports_of(ROOT / source)}
+    packages = modules - sys.stdlib_module_names - {"builder", "qwen_edit"}
+    pinned = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "bake.lock").read_text(), re.MULTILINE)
+    assert {package.replace("_", "-") for package in packages} <= set(pinned)
+
+
+def imports_of(file: Path) -> list[str]:
+    """The modules that a file's import statements name."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return plain + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+
+
+def test_every_weight_file_has_a_layer_of_its_own():
+    layers = re.findall(r"--components (\S+)", "\n".join(STEPS))
+    assert sorted(layers) == sorted(set(COMPONENTS) - {TEXT_ENCODER.name})
+
+
+def test_the_engine_is_the_one_that_the_project_names():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"ARG NUNCHAKU_WHEEL={Requirement(extras['nunchaku'][0]).url}" in STEPS
+
+
+def test_the_tiny_image_takes_the_pytorch_that_the_project_allows():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (torch,) = (line for line in dependencies if line.startswith("torch"))
+    assert f'"{torch}"' in "\n".join(STEPS)
+
+
+def test_builders_without_buildkit_can_read_it():
+    assert not [step for step in STEPS if re.match(r"(RUN|COPY).*(--mount|--link|--chmod|<<)", step)]

@@ -1,0 +1,59 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qwen_edit import fitness
+from qwen_edit.catalog import BASE_FOLDER, LIGHTNING
+from qwen_edit.fitness import UnfitError
+from qwen_edit.settings import Settings
+
+
+@pytest.fixture
+def copy(models: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models, tmp_path / "models"))
+
+
+def run_checks(models: Path) -> None:
+    for check in fitness.checks(Settings(models=models)):
+        check()
+
+
+def test_a_whole_model_directory_is_fit(models: Path) -> None:
+    run_checks(models)
+
+
+def test_a_file_that_the_manifest_promises_and_that_is_missing_is_named(copy: Path) -> None:
+    (copy / BASE_FOLDER / "vae" / "config.json").unlink()
+
+    with pytest.raises(UnfitError, match=r"vae/config\.json is missing, the manifest promises \d+ bytes"):
+        run_checks(copy)
+
+
+def test_a_file_of_another_size_is_named(copy: Path) -> None:
+    with (copy / LIGHTNING.path).open("ab") as file:
+        file.write(b"\0")
+
+    with pytest.raises(UnfitError, match=LIGHTNING.file):
+        run_checks(copy)
+
+
+def test_a_manifest_that_is_none_is_said(copy: Path) -> None:
+    (copy / "manifest.json").write_text("{")
+
+    with pytest.raises(UnfitError, match=r"manifest\.json"):
+        run_checks(copy)
+
+
+def test_a_damaged_checkpoint_is_named_where_there_is_no_manifest(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    path = copy / LIGHTNING.path
+    path.write_bytes(path.read_bytes()[:-10])
+
+    with pytest.raises(UnfitError, match=LIGHTNING.file):
+        run_checks(copy)
+
+
+def test_a_directory_without_checkpoints_is_unfit(tmp_path: Path) -> None:
+    with pytest.raises(UnfitError, match="MODEL_CACHE_DIR"):
+        run_checks(tmp_path)
