@@ -8,22 +8,25 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from qwen_edit.editor import Editor, Prepared, Rendered
+from qwen_edit.editor import Editor, Prepared, Rendered, ignore, never
 from qwen_edit.log import log
 from qwen_edit.schema import EditRequest
+from qwen_edit.step import OnStep
 from tests.e2e import fake_device
 
 _render = Editor.render
 
 
-def timed(editor: Editor, prepared: Prepared, *rest: Any) -> Rendered:
+def timed(
+    self: Editor, prepared: Prepared, on_step: OnStep = ignore, cancelled: Callable[[], bool] = never
+) -> Rendered:
     """`Editor.render`, which logs its two moments on the clock of `time.monotonic` however it ends."""
     started = time.monotonic()
     try:
-        return _render(editor, prepared, *rest)
+        return _render(self, prepared, on_step, cancelled)
     finally:
         log("rendered", started=started, ended=time.monotonic())
 

@@ -1,6 +1,6 @@
 """The worker loop in figures, with RunPod's real SDK at a control plane on loopback.
 
-`python -m bench.worker_loop idle [--real] [--jobs 12]`: what the device idles between jobs, beside a plain sync handler.
+`python -m bench.worker_loop idle [--real] [--jobs 12]`: the device's idle time, beside a plain sync handler's.
 `python -m bench.worker_loop queue [--seconds 2]`: what prefetching costs where several workers share a queue.
 `python -m bench.worker_loop soak [--jobs 200] [--fake]`: a burst of good, bad, cancelled and oversize jobs.
 """
@@ -118,15 +118,13 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1000:.1f}"
 
 
-def _spans_of_a_burst(
-    models: Path, kind: str, device: str, jobs: int, seconds: float
-) -> list[tuple[float, float]]:
+def _spans_of_a_burst(models: Path, kind: str, device: str, jobs: int, seconds: float) -> list[tuple[float, float]]:
     with ControlPlane() as plane, tempfile.TemporaryDirectory() as folder:
         program = ("-m", "bench.loop_program", kind, device)
         with running(plane, models, Path(folder), *program) as worker:
             names = [plane.submit(str(number), request(seconds)) for number in range(jobs)]
             for name in names:
-                plane.result(name, timeout=600)
+                assert "output" in plane.result(name, timeout=600)
             return spans_of(worker)
 
 
@@ -148,7 +146,7 @@ def _play(plane: ControlPlane, load: str, arrivals: Sequence[float], seconds: fl
         names.append(plane.submit(f"{load} {number}".replace(" ", "-").replace("%", ""), request(seconds)))
     ends = []
     for name in names:
-        plane.result(name, timeout=600)
+        assert "output" in plane.result(name, timeout=600)
         ends.append(plane.results(name)[0].at)
     time.sleep(2)  # until every worker asks for jobs again
     return [end - plane.submitted[name] for name, end in zip(names, ends, strict=True)], max(ends) - began

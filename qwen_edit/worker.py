@@ -86,7 +86,7 @@ class Worker:
         try:
             return await self._answer(job_id, job.get("input"))
         except EditError as refusal:
-            log("refused", "warning", job=job_id, error=str(refusal))
+            log("refused", "warning", job=job_id, error=str(refusal), cause=_cause(refusal))
             return {"error": str(refusal)}
         except Exception:  # the worker's edge: whatever it is, the caller gets a sentence and the log the rest
             log("failed", "error", job=job_id, traceback=traceback.format_exc())
@@ -113,7 +113,7 @@ class Worker:
 
     def _progress(self, job_id: str, request: EditRequest) -> Progress:
         post = partial(runpod_sdk.post_progress, job_id) if self.settings.on_platform else None
-        return Progress(post, with_preview=False)
+        return Progress(post, with_preview=request.preview)
 
     async def _end_if_broken(self, job_id: str) -> dict[str, Any]:
         """Ask the platform for a new worker where this one's device no longer answers."""
@@ -165,3 +165,9 @@ class Worker:
         for path, data in zip(paths, encoded.files, strict=True):
             path.write_bytes(data)
         return [str(path) for path in paths]
+
+
+def _cause(refusal: EditError) -> str | None:
+    """What a library said that led to the refusal: for the log alone, and not at any length."""
+    cause = refusal.__cause__
+    return f"{type(cause).__name__}: {cause}"[:200] if cause else None

@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from qwen_edit.bucket import EXPIRY_S, Bucket, _region
+from qwen_edit.bucket import ATTEMPTS, EXPIRY_S, Bucket, _region
 from qwen_edit.errors import InternalError
 from qwen_edit.settings import BucketSettings
 from tests.object_store import BUCKET, ObjectStore, download, object_store
@@ -40,10 +40,17 @@ def test_an_address_is_signed_and_expires(store: ObjectStore) -> None:
     url = urlsplit(Bucket(store.settings).upload("0.png", b"picture", "image/png"))
 
     query = parse_qs(url.query)
-    assert url.path == f"/{BUCKET}/0.png"
     assert query["X-Amz-Expires"] == [str(EXPIRY_S)] == ["86400"]
     assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
     assert store.settings.secret_access_key not in url.geturl()
+
+
+def test_the_bucket_is_part_of_the_path_and_not_of_the_host(store: ObjectStore) -> None:
+    endpoint = store.settings.endpoint_url.replace("127.0.0.1", "localhost")
+
+    url = Bucket(store.with_settings(endpoint_url=endpoint)).upload("0.png", b"picture", "image/png")
+
+    assert url.startswith(f"{endpoint}/{BUCKET}/0.png?")
 
 
 def test_keys_that_the_store_knows_are_taken_where_it_checks_them(store: ObjectStore) -> None:
@@ -77,19 +84,23 @@ def test_a_server_that_is_gone_is_said(store: ObjectStore) -> None:
     assert sentence.endswith("cannot be reached or does not answer (EndpointConnectionError)")
 
 
-def test_a_server_that_says_nothing_is_given_up(store: ObjectStore) -> None:
+def test_a_server_that_says_nothing_is_given_up_after_three_attempts(store: ObjectStore) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        sentence = refusal(store.with_settings(endpoint_url=f"http://127.0.0.1:{port}"))
+        sentence = refusal(store.with_settings(endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}"))
+        server.setblocking(False)
+        for _ in range(ATTEMPTS):
+            server.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
     assert sentence.endswith("cannot be reached or does not answer (ReadTimeoutError)")
 
 
-def test_a_server_of_another_kind_is_said_without_its_words(store: ObjectStore) -> None:
+@pytest.mark.parametrize("body", [b"<Error><Code>secret /etc/passwd</Code></Error>", b"secret", b""])
+def test_a_server_of_another_kind_is_said_without_its_words(store: ObjectStore, body: bytes) -> None:
+    answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
-        pool.submit(
-            answer_once, server, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 24\r\n\r\n<b>secret /etc/passwd</b>"
-        )
+        pool.submit(answer_once, server, answer)
         sentence = refusal(store.with_settings(endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}"))
 
     assert "secret" not in sentence

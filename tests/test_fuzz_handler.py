@@ -18,8 +18,8 @@ from tests.pictures import file_of, flag, frames_of
 
 EXAMPLES = 20_000 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 300
 
-# There are no weights, so that a request which is right in everything ends for the want of them. `internal` is not among
-# these: it would be an exception that nobody foresaw.
+# There are no weights, so that a request which is right in everything ends for the want of them. `internal` is not
+# among these: it would be an exception that nobody foresaw.
 EXPECTED = {"invalid_request", "invalid_image", "image_too_large", "model_unavailable"}
 
 FILES = [

@@ -209,7 +209,7 @@ def test_the_smallest_size_that_is_named_is_the_one_that_would_fit(pictures: lis
         reply_to(pictures, limit=1)
     smallest = int(caught.value.sentence.removeprefix("the reply has ").split()[0].replace(",", ""))
 
-    assert size_of(reply_to(pictures, limit=smallest).response) == smallest
+    assert size_of(reply_to(pictures, limit=smallest).response) == smallest < size_of(reply_to(pictures).response)
 
 
 def test_what_does_not_fit_goes_into_the_bucket_as_it_was_asked_for(

@@ -20,7 +20,7 @@ from tests.builder.loopback_hub import (
     shortened,
     slow,
 )
-from tests.builder.sample import LIGHTNING, VAE, base_files, checkpoint_files, wanted
+from tests.builder.sample import LIGHTNING, VAE, base_files, checkpoint_files, wanted, weights
 
 VAE_BYTES = base_files()[VAE]
 CONFIG = "vae/config.json"
@@ -126,6 +126,16 @@ def test_a_partial_file_that_was_damaged_is_fetched_anew(folder: Path, hub: Hub,
     assert (folder / BASE_FOLDER / VAE).read_bytes() == VAE_BYTES
 
 
+def test_a_partial_file_of_another_commit_is_removed_in_the_end(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    remote.fault(VAE, cut(0.3), cut(0), cut(0), cut(0))
+    bake_some(folder, hub, "vae")
+    remote.repositories[BASE_REPOSITORY].files[VAE] = weights(78, "decoder")
+    outcome, _ = bake_some(folder, hub, "vae")
+    assert not outcome.failures
+    assert [path.name for path in (folder / BASE_FOLDER / "vae").iterdir()] == [Path(VAE).name]
+    assert (folder / BASE_FOLDER / VAE).read_bytes() == weights(78, "decoder")
+
+
 def test_a_partial_file_longer_than_the_hubs_is_fetched_anew(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
     remote.fault(VAE, cut(0.9999), cut(0), cut(0), cut(0))
     bake_some(folder, hub, "vae")
@@ -149,6 +159,15 @@ def test_a_wait_is_announced_with_the_attempt(folder: Path, hub: Hub, remote: Lo
     remote.fault(INFO, refused(503))
     _, said = bake_some(folder, hub, "vae")
     assert said == [f"{BASE_REPOSITORY} at main: the hub fails (503); attempt 2 of 3 in 0.01 s"]
+
+
+@pytest.mark.parametrize("headers", [{"Retry_After": "0"}, {"RateLimit": '"api";r=0;t=0'}])
+def test_a_hub_that_names_a_time_is_asked_again_then(
+    headers: dict[str, str], folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(INFO, refused(429, **headers))
+    _, said = bake_some(folder, hub, "vae")
+    assert said == [f"{BASE_REPOSITORY} at main: the hub limits the rate (429); attempt 2 of 3 in 0 s"]
 
 
 def test_the_wait_doubles_up_to_the_longest() -> None:

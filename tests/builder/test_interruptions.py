@@ -78,8 +78,11 @@ def test_a_place_that_is_no_folder_is_told_in_one_sentence(tmp_path: Path, hub: 
 def start(folder: Path, remote: LoopbackHub) -> "subprocess.Popen[str]":
     """A whole bake in a process of its own, once it has sent its first request."""
     remote.heal()
+    # A test run in the background of a shell ignores Ctrl-C, and its children would too.
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = f"{listening}from builder.__main__ import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-m", "builder", "bake", "--models", str(folder)],
+        [sys.executable, "-c", program, "bake", "--models", str(folder)],
         env={**os.environ, "HF_ENDPOINT": remote.url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -130,5 +133,6 @@ def test_an_interrupt_ends_a_bake_in_one_sentence(folder: Path, remote: Loopback
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
+    assert not (folder / CHECKPOINT_FOLDER / LIGHTNING).exists()
     assert errors.splitlines()[-1] == "stopped; the same command goes on where this one was"
     assert "Traceback" not in errors

@@ -7,14 +7,16 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 API_KEY = "loopback-key"
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -129,19 +131,19 @@ class ControlPlane:
 
     def taken(self, job: str, timeout: float = 60.0) -> Take:
         """Wait until a worker has the job."""
-        return self._wait(lambda: next((take for take in self.takes if take.job == job), None), f"take {job}", timeout)
+        return self._wait(lambda: (take for take in self.takes if take.job == job), f"take {job}", timeout)
 
     def result(self, job: str, timeout: float = 60.0) -> dict[str, Any]:
         """Wait for the job's end: `{"output": …}` or `{"error": …}` as it was posted."""
-        return self._wait(lambda: next(iter(self.results(job)), None), f"finish {job}", timeout).document
+        return self._wait(lambda: iter(self.results(job)), f"finish {job}", timeout).document
 
     def update(self, job: str, timeout: float = 60.0) -> dict[str, Any]:
         """Wait for the job's first update."""
-        return self._wait(lambda: next(iter(self.updates(job)), None), f"report {job}", timeout).document
+        return self._wait(lambda: iter(self.updates(job)), f"report {job}", timeout).document
 
     def pinged(self, since: float = 0.0, timeout: float = 60.0) -> Ping:
         """Wait for a heartbeat after a moment."""
-        return self._wait(lambda: next((ping for ping in self.pings if ping.at > since), None), "ping", timeout)
+        return self._wait(lambda: (ping for ping in self.pings if ping.at > since), "ping", timeout)
 
     def results(self, job: str) -> list[Post]:
         """Every end of the job that the platform accepted: one, or something is wrong."""
@@ -203,12 +205,13 @@ class ControlPlane:
             self.pings.append(ping)
             self._news.notify_all()
 
-    def _wait(self, look: Any, what: str, timeout: float) -> Any:
+    def _wait(self, look: Callable[[], Iterator[Found]], what: str, timeout: float) -> Found:
+        """The first of what is looked for, as soon as there is one."""
         with self._news:
-            found = self._news.wait_for(look, timeout)
-        if found is None:
-            raise TimeoutError(f"no worker came to {what} within {timeout} seconds")
-        return found
+            self._news.wait_for(lambda: any(True for _ in look()), timeout)
+            for found in look():
+                return found
+        raise TimeoutError(f"no worker came to {what} within {timeout} seconds")
 
 
 def _refuse(constant: str) -> None:

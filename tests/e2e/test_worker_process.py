@@ -59,7 +59,9 @@ def test_the_real_pipeline_edits_reports_and_is_cancelled_in_the_loop(
         code = worker.terminate()
 
     assert code == 0
-    assert len(worker.events("loaded")) == 1  # the heartbeat's process was made by fork, the default on Linux until 3.14
+    assert (
+        len(worker.events("loaded")) == 1
+    )  # the heartbeat's process was made by fork, the default on Linux until 3.14
     assert plane.results("cancelled") == []
     with Image.open(io.BytesIO(base64.b64decode(shown["output"]["image"]))) as picture:
         assert picture.size == (256, 256)
