@@ -178,5 +178,5 @@ def _marks(stream: TextIO) -> Marks:
 
 def _print(texts: Sequence[str], stream: TextIO) -> None:
     encoding = stream.encoding or "ascii"
-    for text in texts:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    # In one write, so that a reader that wants only the first lines breaks no pipe.
+    stream.write("\n".join([*texts, ""]).encode(encoding, "backslashreplace").decode(encoding))

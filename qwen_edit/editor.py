@@ -17,6 +17,7 @@ from PIL import Image
 from qwen_edit import images
 from qwen_edit.bucket import Bucket
 from qwen_edit.catalog import BASE_REPOSITORY, RANK, Checkpoint
+from qwen_edit.download import fetch_missing
 from qwen_edit.errors import Cancelled, ModelUnavailable, OutOfMemory
 from qwen_edit.manifest import Manifest, ManifestError
 from qwen_edit.payload import UNLIMITED, Delivery, Encoded, Reply, fit, require_bucket
@@ -152,6 +153,8 @@ class Editor:
             Cancelled: the flag was set.
         """
         settings = settings or Settings.from_environ(os.environ)
+        if settings.allow_download:
+            fetch_missing(settings.models)
         on_disk = require_checkpoints(settings.models)
         manifest = _read_manifest(settings.models)
         _go_on(cancelled)

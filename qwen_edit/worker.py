@@ -95,6 +95,8 @@ class Worker:
 
     async def _answer(self, job_id: str, payload: object) -> dict[str, Any]:
         request = EditRequest.parse(payload)
+        if self.settings.allow_download:
+            await self._loaded()  # it may bring the checkpoint that the plan is about to look for
         prepared = await asyncio.to_thread(prepare, request, self.settings)
         asked = time.perf_counter()
         editor = await self._loaded()
@@ -149,7 +151,7 @@ class Worker:
         try:
             editor = Editor.load(self.settings, self._stopping.is_set)
         except EditError as error:
-            log("not loaded", "error", error=str(error), models=str(self.settings.models))
+            log("not loaded", "error", error=str(error), cause=_cause(error), models=str(self.settings.models))
             raise
         log("loaded", seconds=round(time.perf_counter() - started, 3))
         return editor

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,12 @@ def running(
             env={**inherited, **settings},
             stdout=out,
             stderr=err,
+            start_new_session=True,
         )
     try:
         yield LoopWorker(process, folder)
     finally:
-        if process.poll() is None:
-            process.kill()
+        # The whole group: the heartbeat outlives a worker that is killed, and would ping for it for ever.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

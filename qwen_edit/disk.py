@@ -1,0 +1,133 @@
+"""Reading large files: whole blocks into memory that is there already, and into the page cache ahead of need.
+
+No torch here: the disk has minutes of work to do, and does not wait for an import.
+"""
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+_STEP = 1 << 20
+"""Bytes asked for at once: Linux cuts a longer advice short, to what one request to the disk may have."""
+
+_LOWEST_PRIORITY = 19
+
+
+class Identity(NamedTuple):
+    """What changes when a file is written to, or another takes its place. Times in nanoseconds."""
+
+    device: int
+    inode: int
+    bytes: int
+    modified: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> Self:
+        """The identity of a path or of an open descriptor.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        status = os.stat(file)  # noqa: PTH116 - a Path has no stat for a descriptor
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading, unbuffered. A pipe in its place is refused and not waited for.
+
+    Raises:
+        OSError: it is not there, is something else or may not be read.
+    """
+    file = path.open("rb", buffering=0, opener=_open_at_once)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def fill(descriptor: int, views: Sequence[memoryview], offset: int) -> int:
+    """Read from `offset` into one view after the other, without the GIL, until they are full or the file ends.
+
+    Returns:
+        The bytes that were read.
+
+    Raises:
+        OSError: the disk cannot be read.
+    """
+    done = 0
+    rest = list(views)
+    while rest and (count := os.preadv(descriptor, rest, offset + done)):
+        done += count
+        rest = _after(rest, count)
+    return done
+
+
+def _after(views: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of the views behind their first `count` bytes."""
+    rest = []
+    for view in views:
+        if len(view) > count:
+            rest.append(view[count:])
+        count = max(count - len(view), 0)
+    return rest
+
+
+class Prefetch:
+    """Asks for files to be read into the page cache, in the background, with or without low priority.
+
+    It is a hint: a file that cannot be read is left to the one who needs it, who can say so better.
+    """
+
+    def __init__(self, files: Iterable[Path], *, gently: bool = False) -> None:
+        """Begin with the first file.
+
+        Args:
+            gently: give way to everything else that wants the processor or, where the scheduler knows priorities, the
+                disk.
+        """
+        self._files = list(files)
+        self._gently = gently
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until all has been asked for; the disk may still be at work on the last of it."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """Stop asking. No thread is left."""
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        if self._gently:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        for path in self._files:
+            try:
+                self._ask_for(path)
+            except OSError:
+                continue
+
+    def _ask_for(self, path: Path) -> None:
+        with open_file(path) as file:
+            descriptor = file.fileno()
+            for offset in range(0, os.fstat(descriptor).st_size, _STEP):
+                if self._stop.is_set():
+                    return
+                os.posix_fadvise(descriptor, offset, _STEP, os.POSIX_FADV_WILLNEED)
