@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
+from builder import record
 from qwen_edit.catalog import BASE_FOLDER, CHECKPOINTS, RANK
 from qwen_edit.manifest import FILE_NAME, Entry, Manifest
 from qwen_edit.svdq.quantize import quantize, write_checkpoint
@@ -117,8 +118,7 @@ def write(models: Path, transformer: Mapping[str, Any] = TRANSFORMER) -> None:
 def write_manifest(models: Path) -> None:
     """List every file below `models` in its `manifest.json`."""
     files = sorted(path for path in models.rglob("*") if path.is_file() and path.name != FILE_NAME)
-    manifest = Manifest(tuple(_entry(path, models) for path in files))
-    (models / FILE_NAME).write_text(manifest.dump(), encoding="utf-8")
+    record.write(models, Manifest(tuple(_entry(path, models) for path in files)))
 
 
 def write_tokenizer(folder: Path) -> None:
