@@ -1,7 +1,8 @@
 # PROFILE=production serves the int4 checkpoints on an NVIDIA GPU. PROFILE=tiny has PyTorch for the CPU and small random
 # weights in the same places, so that this file can be built and proven on any x86-64 machine.
 #
-# From the bottom up by how seldom a layer changes: the weights, a layer for each file; PyTorch; the other packages; the code.
+# From the bottom up by how seldom a layer changes: the weights, a layer for each file; PyTorch; the other packages; the
+# code.
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE}
@@ -24,11 +25,10 @@ COPY requirements/bake.lock requirements/
 RUN pip install --no-compile --no-deps --require-hashes -r requirements/bake.lock
 
 # What `bake` imports and nothing else. qwen_edit has no __init__.py yet: that one would import the whole worker.
-COPY builder/__init__.py builder/__main__.py builder/bake.py builder/checks.py builder/download.py builder/errors.py \
-     builder/faults.py builder/hub.py builder/mend.py builder/place.py builder/plan.py builder/progress.py \
-     builder/record.py builder/report.py builder/source.py builder/units.py builder/verify.py builder/
-COPY qwen_edit/catalog.py qwen_edit/errors.py qwen_edit/manifest.py qwen_edit/settings.py qwen_edit/
-COPY qwen_edit/svdq/__init__.py qwen_edit/svdq/checkpoint.py qwen_edit/svdq/modules.py qwen_edit/svdq/
+COPY builder/__init__.py builder/__main__.py builder/bake.py builder/download.py builder/errors.py builder/faults.py \
+     builder/hub.py builder/place.py builder/plan.py builder/progress.py builder/record.py builder/source.py \
+     builder/units.py builder/
+COPY qwen_edit/catalog.py qwen_edit/manifest.py qwen_edit/
 
 # An argument counts for every layer after it, so each one stands right before the first that needs it.
 ARG PROFILE=production
@@ -67,7 +67,8 @@ COPY requirements/serve.lock requirements/
 RUN pip install --no-compile --no-deps --require-hashes -r requirements/serve.lock \
     && { [ "$PROFILE" = production ] || pip install --no-compile "torch>=2.10,<2.14"; } \
     && pip check \
-    && { python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || echo "no bytecode for the above"; }
+    && { python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
+        || echo "no bytecode for the above"; }
 
 COPY builder/ builder/
 COPY qwen_edit/svdq/ qwen_edit/svdq/

@@ -42,7 +42,7 @@ def main() -> None:
             case "queue":
                 compare_concurrency(models, options.seconds)
             case "soak":
-                soak(models, request(), "fake" if options.fake else "real", options.jobs or 200)
+                soak(models, request(options.seconds), "fake" if options.fake else "real", options.jobs or 200)
 
 
 def request(seconds: float = 0.0) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from builder.errors import BakeError, UsageError
 from builder.place import add_models, models_of
 from builder.source import CHECKPOINT_NAMES, COMPONENTS, Kind, select
 from builder.units import amount
-from qwen_edit.errors import SettingsError
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 """Exit statuses: all is well; a part failed and the rest can be used; the command cannot be understood; Ctrl-C."""
@@ -17,10 +16,16 @@ DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit status."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["verify"]:
+        # A command of its own, with its own parser: what a bake imports decides which image layers a change rebuilds.
+        from builder.verify import main as verify
+
+        return verify(words[1:])
+    options = _parser().parse_args(words)
     try:
         return int(options.run(options))
-    except (UsageError, SettingsError) as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except BakeError as error:
@@ -39,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "bake", help="fetch what serving needs; goes on where an earlier run stopped", epilog=statuses
     )
     _add_bake(bake)
-    _add_verify(commands.add_parser("verify", help="what is there, and whether it is whole"))
+    commands.add_parser("verify", help="what is there, and whether it is whole; --help for its options")
     commands.add_parser("sizes", help="what a bake weighs, before anything is fetched").set_defaults(run=_sizes)
     tiny = commands.add_parser("tiny", help="write the tiny random model in the production layout")
     add_models(tiny)
@@ -70,13 +75,6 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hash", action="store_true", help="read every byte that is there instead of trusting sizes")
     parser.set_defaults(run=_bake)
-
-
-def _add_verify(parser: argparse.ArgumentParser) -> None:
-    from builder.verify import add_arguments, run
-
-    add_arguments(parser)
-    parser.set_defaults(run=lambda options: run(options, os.environ))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from qwen_edit.settings import Settings
+from builder.errors import UsageError
+from qwen_edit.catalog import MODELS
 
 VARIABLE = "MODEL_CACHE_DIR"
 
@@ -14,19 +15,20 @@ INCOMPLETE = ".incomplete"
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Give a command the option `--models DIR`."""
-    default = Settings().models
     parser.add_argument(
-        "--models", type=Path, metavar="DIR", help=f"the model directory (default ${VARIABLE}, else {default})"
+        "--models", type=Path, metavar="DIR", help=f"the model directory (default ${VARIABLE}, else {MODELS})"
     )
 
 
 def models_of(options: argparse.Namespace, environ: Mapping[str, str]) -> Path:
     """The model directory that the command line or the environment names.
 
+    Read here and not by the server's settings: those change often, and each change would bake the image's weights anew.
+
     Raises:
-        SettingsError: the variable names something that is not a folder.
+        UsageError: it is something else than a folder.
     """
-    if options.models is not None:
-        return Path(options.models)
-    # Only this variable: a mistake in another one is the server's to report.
-    return Settings.from_environ({VARIABLE: environ.get(VARIABLE, "")}).models
+    models = Path(options.models or environ.get(VARIABLE, "").strip() or MODELS)
+    if models.exists() and not models.is_dir():
+        raise UsageError(f"{models} is not a folder, expected the model directory")
+    return models

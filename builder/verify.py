@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TextIO
 
 from builder import checks, mend
-from builder.errors import StoppedError
+from builder.errors import StoppedError, UsageError
 from builder.place import INCOMPLETE, add_models, models_of
 from builder.progress import Progress, show
 from builder.report import PLAIN, Marks, Problem, Report, document, lines, listing
 from builder.source import BASE
 from builder.units import amount
 from qwen_edit.catalog import CHECKPOINTS
-from qwen_edit.errors import SettingsError
 from qwen_edit.manifest import FILE_NAME, Entry, Manifest, ManifestError
 
 Show = Callable[[str, int], Progress]
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     try:
         return run(parser.parse_args(arguments), os.environ)
-    except SettingsError as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Verify and print; the exit status.
 
     Raises:
-        SettingsError: `MODEL_CACHE_DIR` is not a folder.
+        UsageError: the model directory is something else than a folder.
     """
     report = verify(models_of(options, environ), every_byte=options.hash)
     if options.json:

@@ -3,7 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
+
+MODELS = Path("/app/models")
+"""Where the model directory is inside the container image, and wherever nothing else is said."""
 
 BASE_REPOSITORY = "Qwen/Qwen-Image-Edit"
 BASE_FOLDER = "Qwen--Qwen-Image-Edit"

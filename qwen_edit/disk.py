@@ -8,9 +8,10 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 _STEP = 1 << 20
 """Bytes asked for at once: Linux cuts a longer advice short, to what one request to the disk may have."""
@@ -28,7 +29,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, file: Path | int) -> Self:
-        """The identity of a path or of an open descriptor.
+        """The identity of what a path leads to, or of an open descriptor.
 
         Raises:
             OSError: there is no such file.
@@ -37,13 +38,13 @@ class Identity(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> FileIO:
     """Open a regular file for reading, unbuffered. A pipe in its place is refused and not waited for.
 
     Raises:
         OSError: it is not there, is something else or may not be read.
     """
-    file = path.open("rb", buffering=0, opener=_open_at_once)
+    file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 - it is the caller's to close
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is not a regular file")

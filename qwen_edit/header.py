@@ -1,9 +1,10 @@
-"""The header of a safetensors file, read and checked. No torch here: the header alone says whether the file is whole."""
+"""The header of a safetensors file, read and checked. No torch here: the header alone says if the file is whole."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +31,7 @@ _MAX_SIZE = 2**63 - 1
 _MAX_DIMENSIONS = 64
 
 
-class HeaderError(ModelUnavailable):
+class FileError(ModelUnavailable):
     """A safetensors file cannot be used. The sentence names the file, the tensor and what was expected."""
 
 
@@ -66,16 +67,29 @@ def read(path: Path, name: str | None = None) -> Header:
         name: what errors call the file; its folder and name where left out.
 
     Raises:
-        HeaderError: the file is not there, is not whole or is no safetensors file.
+        FileError: the file is not there, is not whole or is no safetensors file.
     """
     name = name or file_name(path)
+    with disk_errors(name), open_file(path) as file:
+        return parse(file.fileno(), name)
+
+
+@contextmanager
+def disk_errors(name: str) -> Iterator[None]:
+    """Translate what the disk raises.
+
+    Args:
+        name: what errors call the file.
+
+    Raises:
+        FileError: for any OSError.
+    """
     try:
-        with open_file(path) as file:
-            return parse(file.fileno(), name)
+        yield
     except FileNotFoundError as error:
-        raise HeaderError(f"{name}: is missing; fetch it with python -m builder bake") from error
+        raise FileError(f"{name}: {error.strerror}; fetch it with python -m builder bake") from error
     except OSError as error:
-        raise HeaderError(f"{name}: cannot be read: {error.strerror}") from error
+        raise FileError(f"{name}: cannot be read: {error.strerror}") from error
 
 
 def file_name(path: Path) -> str:
@@ -90,7 +104,7 @@ def parse(descriptor: int, name: str) -> Header:
         name: what errors call the file.
 
     Raises:
-        HeaderError: see `read`.
+        FileError: see `read`.
         OSError: the disk cannot be read.
     """
     size = os.fstat(descriptor).st_size
@@ -110,7 +124,7 @@ def parse_object(name: str, what: str, text: bytes | str) -> dict[str, Any]:
         what: what errors call the text.
 
     Raises:
-        HeaderError: it is not.
+        FileError: it is not.
     """
     try:
         document = json.loads(
@@ -119,11 +133,11 @@ def parse_object(name: str, what: str, text: bytes | str) -> dict[str, Any]:
             object_pairs_hook=_unique,
         )
     except _RepeatedName as error:
-        raise HeaderError(f"{name}: {what} has {show(error.args[0])} twice, expected each name once") from error
+        raise FileError(f"{name}: {what} has {show(error.args[0])} twice, expected each name once") from error
     except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{name}: {what} cannot be read, expected a JSON object: {type(error).__name__}") from error
+        raise FileError(f"{name}: {what} cannot be read, expected a JSON object: {type(error).__name__}") from error
     if not isinstance(document, dict):
-        raise HeaderError(f"{name}: {what} is {show(document)}, expected a JSON object")
+        raise FileError(f"{name}: {what} is {show(document)}, expected a JSON object")
     return document
 
 
@@ -154,28 +168,28 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 def _text(name: str, descriptor: int, size: int) -> bytes:
     if size < _LENGTH_BYTES:
-        raise HeaderError(f"{name}: has {size} bytes, expected a safetensors file, which begins with an 8-byte length")
+        raise FileError(f"{name}: has {size} bytes, expected a safetensors file, which begins with an 8-byte length")
     length = int.from_bytes(_read(name, descriptor, 0, _LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
-        raise HeaderError(f"{name}: declares a header of {length} bytes, expected at most {MAX_HEADER_BYTES}")
+        raise FileError(f"{name}: declares a header of {length} bytes, expected at most {MAX_HEADER_BYTES}")
     if length > size - _LENGTH_BYTES:
-        raise HeaderError(f"{name}: is cut short: has {size} bytes, expected more than its header's {length}")
+        raise FileError(f"{name}: is cut short: has {size} bytes, expected more than its header's {length}")
     text = _read(name, descriptor, _LENGTH_BYTES, length)
     if not text.startswith(b"{"):
-        raise HeaderError(f"{name}: the header begins with {text[:1]!r}, expected a JSON object")
+        raise FileError(f"{name}: the header begins with {text[:1]!r}, expected a JSON object")
     return text
 
 
 def _read(name: str, descriptor: int, offset: int, length: int) -> bytes:
     buffer = bytearray(length)
     if (count := fill(descriptor, [memoryview(buffer)], offset)) < length:
-        raise HeaderError(f"{name}: is cut short: ended at byte {offset + count} while its header was read")
+        raise FileError(f"{name}: is cut short: ended at byte {offset + count} while its header was read")
     return bytes(buffer)
 
 
 def _metadata(name: str, metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise HeaderError(f"{name}: the metadata is {show(metadata)}, expected an object of strings")
+        raise FileError(f"{name}: the metadata is {show(metadata)}, expected an object of strings")
     return metadata
 
 
@@ -183,15 +197,15 @@ def _entry(name: str, tensor: str, item: object, start: int) -> TensorEntry:
     item = item if isinstance(item, dict) else {}
     dtype, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
     if item.keys() != {"dtype", "shape", "data_offsets"} or not isinstance(dtype, str):
-        raise HeaderError(f"{name}: tensor {show(tensor)} is not described, expected dtype, shape and data_offsets")
+        raise FileError(f"{name}: tensor {show(tensor)} is not described, expected dtype, shape and data_offsets")
     if dtype not in ITEM_BYTES:
-        raise HeaderError(f"{name}: tensor {show(tensor)} is {show(dtype)}, expected one of {', '.join(ITEM_BYTES)}")
+        raise FileError(f"{name}: tensor {show(tensor)} is {show(dtype)}, expected one of {', '.join(ITEM_BYTES)}")
     if not isinstance(shape, list) or not _is_shape(shape):
-        raise HeaderError(f"{name}: tensor {show(tensor)} has shape {show(shape)}, expected a list of sizes")
+        raise FileError(f"{name}: tensor {show(tensor)} has shape {show(shape)}, expected a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise HeaderError(f"{name}: tensor {show(tensor)} has offsets {show(offsets)}, expected two positions")
+        raise FileError(f"{name}: tensor {show(tensor)} has offsets {show(offsets)}, expected two positions")
     if (length := offsets[1] - offsets[0]) != (needed := ITEM_BYTES[dtype] * math.prod(shape)):
-        raise HeaderError(f"{name}: tensor {show(tensor)} has {length} bytes, expected {needed}")
+        raise FileError(f"{name}: tensor {show(tensor)} has {length} bytes, expected {needed}")
     return TensorEntry(dtype, tuple(shape), start + offsets[0], length)
 
 
@@ -212,9 +226,9 @@ def _in_file_order(name: str, entries: Mapping[str, TensorEntry], start: int, si
     end = start
     for tensor, entry in ordered.items():
         if entry.offset != end:
-            raise HeaderError(f"{name}: tensor {show(tensor)} begins at byte {entry.offset}, expected {end}")
+            raise FileError(f"{name}: tensor {show(tensor)} begins at byte {entry.offset}, expected {end}")
         end += entry.bytes
     if size != end:
         problem = "is cut short" if size < end else "has bytes after its last tensor"
-        raise HeaderError(f"{name}: {problem}: has {size} bytes, expected {end}")
+        raise FileError(f"{name}: {problem}: has {size} bytes, expected {end}")
     return ordered

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from qwen_edit.catalog import MODELS
 from qwen_edit.errors import SettingsError
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -31,7 +32,7 @@ class Settings:
     `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable.
     """
 
-    models: Path = Path("/app/models")
+    models: Path = MODELS
     device: Device = "auto"
     backend: Backend = "auto"
     offload: Offload = "auto"

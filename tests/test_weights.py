@@ -1,14 +1,35 @@
+import errno
+import gc
 import json
+import math
+import os
+import struct
+import threading
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from qwen_edit.errors import ModelUnavailable
-from qwen_edit.weights import read_folder
+from qwen_edit.errors import Cancelled, ModelUnavailable
+from qwen_edit.header import ITEM_BYTES
+from qwen_edit.placement import ALIGNMENT, Block
+from qwen_edit.sinks import Direct
+from qwen_edit.weights import DTYPES, Weights, read_folder
 
 CPU = torch.device("cpu")
+BLOCK = 1000
+
+on_disk = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example writes its own file over the last one
+    deadline=None,
+)
 
 
 @pytest.fixture
@@ -20,6 +41,287 @@ def folder(tmp_path: Path) -> Path:
     index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Ten blocks."""
+    path = tmp_path / "vae" / "weights.safetensors"
+    path.parent.mkdir()
+    save_file({"noise": torch.rand(BLOCK // 4 * 10)}, path)
+    return path
+
+
+def written(path: Path, tensors: list[tuple[str, list[int]]]) -> Path:
+    """A file of random bytes with these dtypes and shapes in this order, named by their number."""
+    header: dict[str, Any] = {}
+    end = 0
+    for number, (dtype, shape) in enumerate(tensors):
+        start, end = end, end + ITEM_BYTES[dtype] * math.prod(shape)
+        header[str(number)] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(byte & 1 for byte in os.urandom(end)))
+    return path
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert as_bytes(found[name]) == as_bytes(tensor)
+
+
+def reading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("weights")]
+
+
+class Memory(bytearray):
+    """Memory whose end can be seen."""
+
+
+class Watched(Direct):
+    """Does something to the world after the first block, and knows which of its buffers are still there."""
+
+    def __init__(self, after_first: Callable[[], object] = lambda: None) -> None:
+        self._after_first = after_first
+        self._buffers: list[weakref.ref[Memory]] = []
+        self._lock = threading.Lock()
+        self._first = True
+
+    @property
+    def alive(self) -> int:
+        return sum(buffer() is not None for buffer in self._buffers)
+
+    def allocate(self, size: int) -> Tensor:
+        memory = Memory(size)
+        self._buffers.append(weakref.ref(memory))
+        return torch.frombuffer(memory, dtype=torch.uint8)
+
+    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+        with self._lock:
+            count = super().read(descriptor, block, buffer)
+            if self._first:
+                self._first = False
+                self._after_first()
+            return count
+
+
+@pytest.mark.parametrize("dtype", ITEM_BYTES)
+def test_each_dtype_is_what_safetensors_makes_of_it(dtype: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.safetensors", [(dtype, [5, 3])])
+
+    with Weights([path], CPU) as weights:
+        found = weights.tensors(path)
+
+    assert found["0"].dtype == DTYPES[dtype]
+    assert_same(found, load_file(path))
+
+
+@on_disk
+@given(
+    tensors=st.lists(st.tuples(st.sampled_from(list(ITEM_BYTES)), st.lists(st.integers(0, 9), max_size=3)), max_size=8),
+    block_bytes=st.integers(1, 500),
+    readers=st.integers(1, 4),
+)
+def test_any_file_is_read_as_safetensors_reads_it(
+    tensors: list[tuple[str, list[int]]], block_bytes: int, readers: int, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "a.safetensors", tensors)
+
+    with Weights([path], CPU, readers=readers, block_bytes=block_bytes) as weights:
+        found = weights.tensors(path)
+
+    assert_same(found, load_file(path))
+    assert list(found) == [str(number) for number in range(len(tensors))]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values() if tensor.numel()}) <= 1
+    assert not [tensor for tensor in found.values() if tensor.storage_offset() * tensor.itemsize % ALIGNMENT]
+
+
+def test_many_files_are_each_handed_out_whole_in_any_order(tmp_path: Path) -> None:
+    paths = [written(tmp_path / f"{number}.safetensors", [("I32", [number, 100])]) for number in range(20)]
+
+    with Weights(paths, CPU, block_bytes=BLOCK) as weights:
+        for path in reversed(paths):
+            assert_same(weights.tensors(path), load_file(path))
+
+
+def test_files_are_read_in_the_order_in_which_they_are_needed(tmp_path: Path) -> None:
+    paths = [written(tmp_path / f"{number}.safetensors", [("U8", [BLOCK * 3])]) for number in range(3)]
+    order: list[str] = []
+
+    class Noting(Direct):
+        def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+            order.append(Path(f"/proc/self/fd/{descriptor}").readlink().stem)
+            return super().read(descriptor, block, buffer)
+
+    with Weights(paths, CPU, readers=1, block_bytes=BLOCK, sink=Noting()) as weights:
+        weights.tensors(paths[2])
+
+    assert order == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+
+
+def test_what_was_handed_out_is_counted(path: Path, folder: Path) -> None:
+    other = folder / "part-1.safetensors"
+
+    with Weights([path, other], CPU) as weights:
+        assert weights.stats.bytes == 0
+        weights.tensors(path)
+        assert weights.stats.bytes == path.stat().st_size
+        seconds = weights.stats.seconds
+        weights.tensors(other)
+
+    assert weights.stats.bytes == path.stat().st_size + other.stat().st_size
+    assert weights.stats.seconds >= seconds > 0
+
+
+def test_a_file_is_handed_out_once_and_its_memory_goes_with_its_tensors(path: Path) -> None:
+    sink = Watched()
+
+    with Weights([path], CPU, block_bytes=BLOCK, sink=sink) as weights:
+        tensors = weights.tensors(path)
+        with pytest.raises(KeyError):
+            weights.tensors(path)
+        assert sink.alive == 1
+        tensors.clear()
+        assert sink.alive == 0
+
+
+def test_tensors_outlive_the_reading(path: Path) -> None:
+    with Weights([path], CPU) as weights:
+        found = weights.tensors(path)
+
+    assert_same(found, load_file(path))
+    assert not reading_threads()
+
+
+def test_a_damaged_header_is_refused_before_anything_is_read(path: Path, folder: Path) -> None:
+    damaged = folder / "part-2.safetensors"
+    damaged.write_bytes(struct.pack("<Q", 2**63))
+
+    with pytest.raises(ModelUnavailable, match=r"text_encoder/part-2\.safetensors: declares a header of 9223372036854"):
+        Weights([path, damaged], CPU)
+
+    assert not reading_threads()
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (lambda path: os.truncate(path, BLOCK * 5), f"was cut short while it was read: .* byte {BLOCK * 5},"),
+    "emptied": (lambda path: os.truncate(path, 0), "was cut short while it was read"),
+    "made longer": (lambda path: os.truncate(path, BLOCK * 50), "was changed or replaced while it was read"),
+    "written to": (lambda path: os.utime(path, ns=(0, 0)), "was changed or replaced while it was read"),
+    "replaced": (
+        lambda path: path.with_suffix(".new").write_bytes(path.read_bytes()) and path.with_suffix(".new").replace(path),
+        "was changed or replaced while it was read",
+    ),
+    "removed": (lambda path: path.unlink(), "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_while_it_is_read_is_refused(change: str, path: Path) -> None:
+    act, sentence = CHANGES[change]
+    sink = Watched(lambda: act(path))
+
+    with (
+        Weights([path], CPU, readers=1, block_bytes=BLOCK, sink=sink) as weights,
+        pytest.raises(ModelUnavailable, match=rf"vae/weights\.safetensors: {sentence}"),
+    ):
+        weights.tensors(path)
+
+    assert not reading_threads()
+
+
+@on_disk
+@given(kept=st.integers(0, BLOCK * 10))
+def test_a_file_truncated_anywhere_while_it_is_read_is_refused(kept: int, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.safetensors", [("U8", [BLOCK * 10])])
+    sink = Watched(lambda: os.truncate(path, kept))
+
+    with Weights([path], CPU, readers=2, block_bytes=BLOCK, sink=sink) as weights, pytest.raises(ModelUnavailable):
+        weights.tensors(path)
+
+
+def test_an_error_of_the_disk_is_raised_with_the_name_of_its_file_and_spares_the_others(
+    path: Path, folder: Path
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    other = folder / "part-1.safetensors"
+
+    with Weights([path, other], CPU, readers=1, block_bytes=BLOCK, sink=Watched(fail)) as weights:
+        with pytest.raises(ModelUnavailable, match=r"vae/weights\.safetensors: cannot be read: Input/output error"):
+            weights.tensors(path)
+        assert_same(weights.tensors(other), load_file(other))
+
+
+@pytest.fixture
+def without_collector() -> Any:
+    """Memory that only the cycle collector would find counts as kept."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_a_failure_leaves_no_thread_and_no_memory(path: Path, folder: Path) -> None:
+    sink = Watched(lambda: os.truncate(path, 500))
+
+    try:
+        with Weights([path, folder / "part-1.safetensors"], CPU, readers=2, block_bytes=BLOCK, sink=sink) as weights:
+            weights.tensors(path)
+    except ModelUnavailable:
+        pass
+    del weights
+
+    assert not reading_threads()
+    assert sink.alive == 0
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_closing_in_the_middle_ends_the_wait_and_leaves_no_thread_and_no_memory(path: Path, folder: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        go_on.wait()
+
+    sink = Watched(hold)
+    weights = Weights([path, folder / "part-1.safetensors"], CPU, readers=2, block_bytes=BLOCK, sink=sink)
+    begun.wait()
+    closing = threading.Thread(target=weights.close)
+    closing.start()
+    threading.Timer(0.05, go_on.set).start()
+    with pytest.raises(Cancelled, match="the load was cancelled"):
+        weights.tensors(path)
+    closing.join()
+    del weights
+
+    assert not reading_threads()
+    assert sink.alive == 0
+
+
+def test_closing_twice_is_closing_once(path: Path) -> None:
+    weights = Weights([path], CPU)
+    weights.close()
+    weights.close()
+
+    with pytest.raises(KeyError):
+        weights.tensors(path)
+
+
+def test_no_file_stays_open(path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    with Weights([path], CPU) as weights:
+        weights.tensors(path)
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_the_shards_of_an_index_are_read_together(folder: Path) -> None:
@@ -51,7 +353,7 @@ def test_without_an_index_the_only_file_is_read(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "part-2.safetensors").unlink()
 
-    with pytest.raises(ModelUnavailable, match=r"text_encoder/part-2\.safetensors is missing"):
+    with pytest.raises(ModelUnavailable, match=r"text_encoder/part-2\.safetensors: No such file .*builder bake"):
         read_folder(folder, CPU, torch.float32)
 
 
@@ -59,7 +361,7 @@ def test_a_truncated_shard_is_named(folder: Path) -> None:
     shard = folder / "part-1.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
 
-    with pytest.raises(ModelUnavailable, match=r"text_encoder/part-1\.safetensors is damaged"):
+    with pytest.raises(ModelUnavailable, match=r"text_encoder/part-1\.safetensors: is cut short"):
         read_folder(folder, CPU, torch.float32)
 
 

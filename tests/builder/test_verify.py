@@ -109,7 +109,9 @@ def test_a_checkpoint_of_another_rank_is_refused(whole: Path) -> None:
 def test_a_checkpoint_of_another_format_is_refused(whole: Path) -> None:
     replaced(whole, LIGHTNING, sample.weights(1, "blocks"))
     (problem,) = verify(whole).problems
-    assert problem.sentence.startswith(f"{LIGHTNING} does not hold what it should: {sample.LIGHTNING}: the metadata is")
+    assert problem.sentence.startswith(
+        f"{LIGHTNING} does not hold what it should: {sample.LIGHTNING}: metadata 'config' is"
+    )
 
 
 def test_a_tensor_that_the_index_names_must_be_in_its_shard(whole: Path) -> None:

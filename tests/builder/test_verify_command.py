@@ -139,7 +139,7 @@ def test_a_place_that_is_no_folder_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     run = command(MODEL_CACHE_DIR=str(tmp_path / "file"))
     assert run.returncode == 2
-    assert run.stderr.decode() == f"error: MODEL_CACHE_DIR is {str(tmp_path / 'file')!r}, which is not a folder\n"
+    assert run.stderr.decode() == f"error: {tmp_path / 'file'} is not a folder, expected the model directory\n"
 
 
 def test_hashing_shows_a_bar_of_all_bytes(whole: Path) -> None:

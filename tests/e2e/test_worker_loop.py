@@ -123,7 +123,7 @@ def test_a_cancelled_job_leaves_the_device_at_the_next_step_and_nothing_is_poste
 def test_a_job_that_is_cancelled_while_it_waits_is_never_rendered(
     plane: ControlPlane, worker: LoopWorker, good: Job
 ) -> None:
-    plane.submit("running", {**good, "prompt": "pace 0.5"})
+    plane.submit("running", {**good, "prompt": "pace 1"})
     plane.update("running")
     plane.submit("waiting", good)
     plane.taken("waiting")

@@ -40,7 +40,8 @@ def test_the_heartbeats_process_does_not_load_the_model(
 
     with running(plane, models, tmp_path / "worker", PYTHONPATH=f"{tmp_path}:{ROOT}") as worker:
         first = plane.pinged(timeout=PATIENCE)
-        plane.pinged(since=first.at)
+        (loaded,) = worker.events("loaded")
+        plane.pinged(since=first.at + 3 * loaded["seconds"], timeout=PATIENCE)  # time enough for another load
         code = worker.terminate()
 
     assert code == 0

@@ -70,6 +70,10 @@ def without(*keys: str) -> Callable[[Header], None]:
     return edit
 
 
+def renamed(tensor: str) -> Callable[[Header], None]:
+    return lambda header: header.update({"other": header.pop(tensor)})
+
+
 def with_overlap(header: Header) -> None:
     start = header[f"{MLP}.proj_up"]["data_offsets"][0]
     header[f"{QKV}.bias"]["data_offsets"] = [start, start + 2 * 384]
@@ -80,7 +84,7 @@ def quantization(**fields: object) -> str:
 
 
 DAMAGES: dict[str, tuple[Callable[[Header], object], str]] = {
-    "no metadata": (without("__metadata__"), "the metadata is None, expected an object of strings"),
+    "no metadata": (without("__metadata__"), "metadata 'config' is missing, expected a JSON object"),
     "metadata of numbers": (with_metadata("format", 1), "expected an object of strings"),
     "no config": (without("__metadata__", "config"), "metadata 'config' is missing"),
     "config no JSON": (with_metadata("config", "{"), "metadata 'config' cannot be read, expected a JSON object"),
@@ -134,12 +138,12 @@ DAMAGES: dict[str, tuple[Callable[[Header], object], str]] = {
         "weight.dtype None, expected 'int4'",
     ),
     "no rank": (
-        without("transformer_blocks.0.attn.to_out.0.proj_down"),
+        renamed("transformer_blocks.0.attn.to_out.0.proj_down"),
         "'transformer_blocks.0.attn.to_out.0.proj_down' is missing",
     ),
     "odd rank": (
-        with_tensor("transformer_blocks.0.attn.to_out.0.proj_down", shape=[128, 15]),
-        "has shape [128, 15], expected [K, R] with R a multiple of 16",
+        with_tensor("transformer_blocks.0.attn.to_out.0.proj_down", shape=[256, 8]),
+        "has shape [256, 8], expected [K, R] with R a multiple of 16",
     ),
     "flat rank": (with_tensor("transformer_blocks.0.attn.to_out.0.proj_down", shape=[2048]), "expected [K, R] with R"),
     "another rank": (
@@ -147,11 +151,11 @@ DAMAGES: dict[str, tuple[Callable[[Header], object], str]] = {
         f"'{QKV}.proj_down' has shape [64, 32], expected [128, 16]",
     ),
     "tensor gone": (
-        without(f"{QKV}.wscales"),
+        renamed(f"{QKV}.wscales"),
         f"'{QKV}.wscales' is missing (1 in all), expected BF16 of shape [2, 384]",
     ),
     "tensor too many": (
-        lambda header: header.update({"lora": header[f"{QKV}.bias"]}),
+        lambda header: header.update({"lora": {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}}),
         "tensor 'lora' (1 in all) is unknown",
     ),
     "tensor no object": (lambda header: header.update({MLP: 3}), f"tensor '{MLP}' is not described"),
@@ -193,7 +197,7 @@ def test_a_damaged_header_is_refused_with_what_was_expected(damage: str, small_f
         (struct.pack("<Q", 2) + b"[]", "the header begins with b'[', expected a JSON object"),
         (struct.pack("<Q", 4) + b'{"\xff"', "the header cannot be read, expected a JSON object: UnicodeDecodeError"),
         (struct.pack("<Q", 2) + b"{]", "the header cannot be read, expected a JSON object: JSONDecodeError"),
-        (struct.pack("<Q", 2) + b"{}", "the metadata is None"),
+        (struct.pack("<Q", 2) + b"{}", "metadata 'config' is missing"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(content: bytes, sentence: str, tmp_path: Path) -> None:

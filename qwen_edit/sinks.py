@@ -1,0 +1,176 @@
+"""Where blocks of a file end up: straight in the CPU's memory, or on a GPU by way of a small pinned ring."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from queue import SimpleQueue
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qwen_edit.disk import fill
+from qwen_edit.placement import Block
+
+
+class Sink(Protocol):
+    """Takes blocks from several threads at once."""
+
+    def allocate(self, size: int) -> Tensor:
+        """New memory on the device: uint8 [size], not filled."""
+
+    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+        """Bring a block of the open file into the buffer. Returns the bytes that were there to read.
+
+        Raises:
+            OSError: the disk cannot be read.
+        """
+
+    def join(self) -> None:
+        """Make what has been read visible to what the caller gives to the device from now on."""
+
+    def close(self) -> None:
+        """Wait for what is under way, and let go of what the sink holds itself."""
+
+
+class Direct:
+    """The CPU: the kernel copies into the buffer, whose pages the readers touch first, in parallel.
+
+    Mapping the file would spare that copy, but a mapped file that is cut short kills the process at a touch.
+    """
+
+    def allocate(self, size: int) -> Tensor:
+        memory = mmap(-1, max(size, 1), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel may have no huge pages
+            # Small pages take longer to be given out than to be filled from the page cache, see `bench/reading.py`.
+            memory.madvise(MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8)[:size]
+
+    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+        memory = buffer.numpy().data
+        return fill(descriptor, [memory[piece] for piece in block.pieces], block.offset)
+
+    def join(self) -> None:
+        """Memory that a thread wrote is there for all."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Event(Protocol):
+    """A point in the work of a device."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it, without the GIL."""
+
+
+class Link(Protocol):
+    """The way to a device that has memory of its own."""
+
+    def allocate(self, size: int) -> Tensor:
+        """Memory on the device: uint8 [size]."""
+
+    def pin(self, size: int) -> Tensor:
+        """Memory of the host that the device can read by itself: uint8 [size]."""
+
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
+        """Begin to copy from the second to the first of each pair. Returns the end of it."""
+
+    def join(self) -> None:
+        """See `Sink`."""
+
+    def close(self) -> None:
+        """Wait for all copies."""
+
+
+@dataclass
+class _Slot:
+    """A part of the ring: pinned when it is first used, and free again once the copy out of it is done."""
+
+    memory: Tensor | None = None
+    copied: Event | None = None
+
+
+class Staged:
+    """A device: each block is read into a slot of a pinned ring, then copied while the next one is read.
+
+    The ring has two slots more than there are readers, so that none waits for the copy of its own last block. Pinning
+    is slow, 1 to 2.6 GB/s; the readers do it as they come to a slot, not the caller.
+    """
+
+    def __init__(self, link: Link, readers: int, block_bytes: int) -> None:
+        self._link = link
+        self._block_bytes = block_bytes
+        self._free: SimpleQueue[_Slot] = SimpleQueue()
+        for _ in range(readers + 2):
+            self._free.put(_Slot())
+
+    def allocate(self, size: int) -> Tensor:
+        return self._link.allocate(size)
+
+    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+        slot = self._free.get()
+        try:
+            return self._read(slot, descriptor, block, buffer)
+        finally:
+            self._free.put(slot)
+
+    def join(self) -> None:
+        self._link.join()
+
+    def close(self) -> None:
+        """PyTorch keeps the pinned memory for whoever pins next, which is the next change of the checkpoint."""
+        self._link.close()
+
+    def _read(self, slot: _Slot, descriptor: int, block: Block, buffer: Tensor) -> int:
+        if slot.copied is not None:
+            slot.copied.synchronize()
+        if slot.memory is None:
+            slot.memory = self._link.pin(self._block_bytes)
+        staged = slot.memory[: block.bytes]
+        count = fill(descriptor, [staged.numpy().data], block.offset)
+        if count == block.bytes:
+            targets = [buffer[piece] for piece in block.pieces]
+            sources = torch.split(staged, [len(target) for target in targets])
+            slot.copied = self._link.copy(list(zip(targets, sources, strict=True)))
+        return count
+
+
+class CudaLink:
+    """A CUDA device: copies run on a stream of their own, beside whatever else it computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def allocate(self, size: int) -> Tensor:
+        buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
+        # The memory may have belonged to tensors that the caller's stream is not done with.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        # And if it is let go of early, it must not be given away while a copy into it is under way.
+        buffer.record_stream(self._stream)
+        return buffer
+
+    def pin(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> torch.cuda.Event:
+        with torch.cuda.stream(self._stream):
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
+        copied: torch.cuda.Event = self._stream.record_event()
+        return copied
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def close(self) -> None:
+        self._stream.synchronize()
+
+
+def sink_for(device: torch.device, readers: int, block_bytes: int) -> Sink:
+    """The sink of a device: the CPU or a CUDA device."""
+    if device.type == "cpu":
+        return Direct()
+    return Staged(CudaLink(device), readers, block_bytes)

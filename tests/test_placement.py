@@ -1,0 +1,62 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_edit.header import Header, TensorEntry
+from qwen_edit.placement import ALIGNMENT, place
+
+START = 50
+
+lengths = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 5).map(lambda n: n * ALIGNMENT)), max_size=20)
+blocks = st.integers(1, 300)
+
+
+def header_of(lengths: list[int]) -> Header:
+    entries, end = {}, START
+    for number, length in enumerate(lengths):
+        entries[str(number)] = TensorEntry("U8", (length,), end, length)
+        end += length
+    return Header("file", {}, entries, START, end)
+
+
+@given(lengths=lengths, block_bytes=blocks)
+def test_the_blocks_bring_every_byte_of_the_file_to_its_tensor(lengths: list[int], block_bytes: int) -> None:
+    header = header_of(lengths)
+    placement = place(header, block_bytes)
+
+    came_from: list[int | None] = [None] * placement.bytes
+    for block in placement.blocks:
+        offset = block.offset
+        for piece in block.pieces:
+            size = piece.stop - piece.start
+            assert came_from[piece] == [None] * size
+            came_from[piece] = list(range(offset, offset + size))
+            offset += size
+        assert offset == block.offset + block.bytes
+    for name, entry in header.tensors.items():
+        start = placement.starts[name]
+        assert came_from[start : start + entry.bytes] == list(range(entry.offset, entry.offset + entry.bytes))
+
+
+@given(lengths=lengths, block_bytes=blocks)
+def test_tensors_and_the_buffer_are_aligned_and_blocks_are_whole_and_in_order(
+    lengths: list[int], block_bytes: int
+) -> None:
+    placement = place(header_of(lengths), block_bytes)
+
+    assert not [start for start in (*placement.starts.values(), placement.bytes) if start % ALIGNMENT]
+    assert [block.bytes for block in placement.blocks[:-1]] == [block_bytes] * (len(placement.blocks) - 1)
+    assert all(0 < block.bytes <= block_bytes for block in placement.blocks)
+    offsets = [block.offset for block in placement.blocks]
+    assert offsets == sorted(offsets)
+
+
+def test_tensors_of_even_lengths_are_one_piece() -> None:
+    placement = place(header_of([128, 64, 0, 640]), 1000)
+
+    assert [block.pieces for block in placement.blocks] == [(slice(0, 832),)]
+
+
+def test_a_read_has_no_more_pieces_than_the_kernel_takes() -> None:
+    placement = place(header_of([1] * 2500), 10_000)
+
+    assert [len(block.pieces) for block in placement.blocks] == [1024, 1024, 452]
