@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "models" / "reading"
 READERS = (1, 2, 4, 8)
-MEGABYTES = (1, 4, 16, 64)
+MEGABYTES = (1, 4, 16, 32, 64)
 SHAPE = (3072, 3072)
 
 Read = Callable[[Path, str], float]
@@ -201,42 +202,32 @@ def _instanttensor(path: Path, device: str) -> float:
     return _timed(_ready(device, read))
 
 
-def _small_pages(path: Path, _device: str) -> float:
-    """Ours, but into memory that PyTorch allocates."""
+def _ours(path: Path, device: str, **how: object) -> float:
     import torch
 
-    from qwen_edit.sinks import Direct
     from qwen_edit.weights import Weights
 
-    class SmallPages(Direct):
-        def allocate(self, size: int) -> torch.Tensor:
-            return torch.empty(size, dtype=torch.uint8)
-
     def read() -> object:
-        with Weights([path], torch.device("cpu"), sink=SmallPages()) as weights:
-            return weights.tensors(path)
-
-    return _timed(read)
-
-
-def _ours(path: Path, device: str, readers: int | None = None, megabytes: int | None = None) -> float:
-    import torch
-
-    from qwen_edit.weights import BLOCK_BYTES, READERS, Weights
-
-    def read() -> object:
-        with Weights(
-            [path],
-            torch.device(device),
-            readers=readers or READERS,
-            block_bytes=megabytes << 20 if megabytes else BLOCK_BYTES,
-        ) as weights:
+        with Weights([path], torch.device(device), **how) as weights:
             return _arrived(weights.tensors(path), device)
 
     return _timed(_ready(device, read))
 
 
-def _beside_python(path: Path, device: str, readers: int, megabytes: int) -> float:
+def _small_pages(path: Path, device: str) -> float:
+    """Ours, but into memory that PyTorch allocates."""
+    import torch
+
+    from qwen_edit.sinks import Direct
+
+    class SmallPages(Direct):
+        def allocate(self, size: int) -> torch.Tensor:
+            return torch.empty(size, dtype=torch.uint8)
+
+    return _ours(path, device, sink=SmallPages())
+
+
+def _beside_python(path: Path, device: str, **how: object) -> float:
     """Ours, while another thread computes in Python and gives the GIL away only when it must, as an import does."""
     stop = threading.Event()
 
@@ -247,7 +238,7 @@ def _beside_python(path: Path, device: str, readers: int, megabytes: int) -> flo
     busy = threading.Thread(target=compute)
     busy.start()
     try:
-        return _ours(path, device, readers, megabytes)
+        return _ours(path, device, **how)
     finally:
         stop.set()
         busy.join()
@@ -272,11 +263,10 @@ def _arrived(tensors: object, device: str) -> object:
 
 
 def _grid() -> Iterator[tuple[str, Read]]:
-    for readers in READERS:
-        for megabytes in MEGABYTES:
-            kind = f"{readers} × {megabytes} MB"
-            yield f"ours, {kind}", partial(_ours, readers=readers, megabytes=megabytes)
-            yield f"ours, {kind}, beside Python", partial(_beside_python, readers=readers, megabytes=megabytes)
+    for readers, megabytes in product(READERS, MEGABYTES):
+        how = {"readers": readers, "block_bytes": megabytes << 20}
+        yield f"ours, {readers} × {megabytes} MB", partial(_ours, **how)
+        yield f"ours, {readers} × {megabytes} MB, beside Python", partial(_beside_python, **how)
 
 
 GRID: dict[str, Read] = dict(_grid())
@@ -297,14 +287,12 @@ RIVALS: dict[str, Read] = {
     "runai-model-streamer": _runai,
     "instanttensor": _instanttensor,
     "ours": _ours,
+    "ours, beside Python": _beside_python,
     "ours, small pages": _small_pages,
     **GRID,
 }
-NEEDS = {
-    "fastsafetensors": "fastsafetensors",
-    "runai-model-streamer": "runai_model_streamer",
-    "instanttensor": "instanttensor",
-}
+NEEDS = {"runai-model-streamer": "runai_model_streamer", "fastsafetensors": "fastsafetensors"}
+NEEDS |= {"instanttensor": "instanttensor"}
 ONLY = {"instanttensor": "cuda", "ours, small pages": "cpu"}
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ decoded, without waiting for them.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -16,19 +16,21 @@ from PIL import Image
 
 from qwen_edit import images
 from qwen_edit.bucket import Bucket
-from qwen_edit.catalog import BASE_REPOSITORY, RANK, Checkpoint
+from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, RANK, Checkpoint
+from qwen_edit.disk import Prefetch
 from qwen_edit.download import fetch_missing
 from qwen_edit.errors import Cancelled, ModelUnavailable, OutOfMemory
 from qwen_edit.manifest import Manifest, ManifestError
 from qwen_edit.payload import UNLIMITED, Delivery, Encoded, Reply, fit, require_bucket
-from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, Timings
+from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, StartTimings, Timings
 from qwen_edit.selection import Plan, available, plan, supported_steps
 from qwen_edit.settings import Settings
+from qwen_edit.shards import shards
 from qwen_edit.step import OnStep, Step
 
 if TYPE_CHECKING:
     from qwen_edit.models.pipeline import EditPipeline
-
+    from qwen_edit.weights import Weights
 
 SAVED_MEMORY = (
     "the device was short of memory: the pictures were made one at a time and the VAE worked in tiles, "
@@ -63,7 +65,7 @@ class Rendered:
     pictures: list[Image.Image]
     model: ModelInfo
     stages_ms: dict[str, float]
-    cold: bool
+    start: StartTimings | None
     warnings: tuple[str, ...] = ()
 
 
@@ -122,7 +124,7 @@ def _response(
         height=prepared.plan.height,
         seed=prepared.plan.seed,
         model_info=rendered.model,
-        timings=Timings(**timings, cold=rendered.cold),
+        timings=Timings(**timings, cold=rendered.start is not None, start=rendered.start),
         warnings=[*prepared.warnings, *rendered.warnings, *encoded.warnings],
     )
 
@@ -136,7 +138,7 @@ class Editor:
         self._pipeline = pipeline
         self._manifest = manifest
         self._checkpoint: Checkpoint | None = None
-        self._cold = True
+        self.start: StartTimings | None = None
         self._lock = Lock()
 
     @classmethod
@@ -155,18 +157,34 @@ class Editor:
         settings = settings or Settings.from_environ(os.environ)
         if settings.allow_download:
             fetch_missing(settings.models)
-        on_disk = require_checkpoints(settings.models)
+        checkpoint, *others = require_checkpoints(settings.models)
         manifest = _read_manifest(settings.models)
-        _go_on(cancelled)
-        import torch  # noqa: F401 - here, because the flag is worth asking between these slow imports
+        base, path = settings.models / BASE_FOLDER, settings.models / checkpoint.path
+        files = [*shards(base / "text_encoder"), *shards(base / "vae"), path]
+        started = time.perf_counter()
+        # The slow imports stand here, in the order of what they let begin: the disk is asked for the files before
+        # torch is there, the files are read to the device before diffusers and transformers are.
+        with Prefetch(files):
+            from qwen_edit.models.device import choose_device
+            from qwen_edit.weights import Weights
 
-        _go_on(cancelled)
-        from qwen_edit.models.pipeline import EditPipeline
+            _go_on(cancelled)
+            with Weights(files, choose_device(settings)) as weights:
+                from qwen_edit.models.pipeline import EditPipeline
 
-        _go_on(cancelled)
-        editor = cls(settings, EditPipeline.load(settings), manifest)
-        _go_on(cancelled)
-        editor._use(on_disk[0])
+                imported = time.perf_counter()
+                _go_on(cancelled)
+                editor = cls(settings, EditPipeline.load(base, weights), manifest)
+                _go_on(cancelled)
+                editor._use(checkpoint, weights)
+        editor.start = StartTimings(
+            imports=_ms(imported - started),
+            read=_ms(weights.stats.seconds),
+            read_bytes=weights.stats.bytes,
+            assemble=_ms(time.perf_counter() - imported),
+            total=_ms(time.perf_counter() - started),
+        )
+        editor._warm_cache(others)
         return editor
 
     def edit(
@@ -195,17 +213,17 @@ class Editor:
             EditError: see `qwen_edit.errors`.
         """
         with self._lock:
-            self._use(prepared.plan.checkpoint)
+            self._change_to(prepared.plan.checkpoint)
             watch = self._pipeline.start_stopwatch()
             pictures, warnings = self._pictures(prepared, on_step, cancelled)
-            cold, self._cold = self._cold, False
-            return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, cold, warnings)
+            start, self.start = self.start, None
+            return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, start, warnings)
 
     def warm_up(self) -> None:
         """Render a grey picture in two steps, so that no job waits for what a device does only once."""
         with self._lock:
             checkpoint = self._checkpoint or available(self.settings.models)[0]
-            self._use(checkpoint)
+            self._change_to(checkpoint)
             self._pipeline.render(
                 Image.new("RGB", (1024, 1024), "grey"),
                 "warm up",
@@ -242,11 +260,22 @@ class Editor:
             ]
         return pictures, (SAVED_MEMORY,)
 
-    def _use(self, checkpoint: Checkpoint) -> None:
-        if checkpoint != self._checkpoint:
-            self._checkpoint = None
-            self._pipeline.use(checkpoint, self.settings.models)
-            self._checkpoint = checkpoint
+    def _change_to(self, checkpoint: Checkpoint) -> None:
+        if checkpoint == self._checkpoint:
+            return
+        from qwen_edit.weights import Weights
+
+        with Weights([self.settings.models / checkpoint.path], self._pipeline.text_encoder.device) as weights:
+            self._use(checkpoint, weights)
+
+    def _use(self, checkpoint: Checkpoint, weights: "Weights") -> None:
+        self._checkpoint = None
+        self._pipeline.use(checkpoint, self.settings.models, weights)
+        self._checkpoint = checkpoint
+
+    def _warm_cache(self, others: Sequence[Checkpoint]) -> None:
+        """Ask for the checkpoints that are not on the device, so that a change to one does not wait for the disk."""
+        Prefetch([self.settings.models / other.path for other in others], gently=True)
 
     def _describe(self, chosen: Plan) -> ModelInfo:
         on_disk = available(self.settings.models)
@@ -296,4 +325,8 @@ def _read_manifest(models: Path) -> Manifest | None:
 
 
 def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000
+    return _ms(time.perf_counter() - started)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -144,8 +144,20 @@ class EditRequest(BaseModel):
         return self
 
 
+class StartTimings(BaseModel):
+    """Milliseconds of the parts of a start, which overlap; `read_bytes` is how much was read in `read`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    imports: float
+    read: float
+    read_bytes: int
+    assemble: float
+    total: float
+
+
 class Timings(BaseModel):
-    """Milliseconds of each part of an edit; `cold` marks the first edit of the process."""
+    """Milliseconds of each part of an edit; `cold` marks the first edit of the process, which also has its `start`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -158,6 +170,7 @@ class Timings(BaseModel):
     encode: float
     total: float
     cold: bool
+    start: StartTimings | None = None
 
 
 class ModelInfo(BaseModel):
@@ -215,7 +228,11 @@ class EditResponse(BaseModel):
 
     def to_json(self) -> dict[str, object]:
         """The contract's response, of JSON types alone."""
-        unused = {"url", "urls"} if self.urls is None else {"image", "images"}
+        unused: dict[str, bool | set[str]] = dict.fromkeys(
+            ("url", "urls") if self.urls is None else ("image", "images"), True
+        )
+        if self.timings.start is None:
+            unused["timings"] = {"start"}
         return self.model_dump(mode="json", by_alias=True, exclude=unused)
 
 

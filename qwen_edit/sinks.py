@@ -95,15 +95,15 @@ class _Slot:
 class Staged:
     """A device: each block is read into a slot of a pinned ring, then copied while the next one is read.
 
-    The ring has two slots more than there are readers, so that none waits for the copy of its own last block. Pinning
-    is slow, 1 to 2.6 GB/s; the readers do it as they come to a slot, not the caller.
+    The ring has a slot for each reader: to wait for the last copy out of it takes a fraction of the next read into it.
+    Pinning is slow, 1 to 2.6 GB/s; the readers do it as they come to a slot, not the caller.
     """
 
     def __init__(self, link: Link, readers: int, block_bytes: int) -> None:
         self._link = link
         self._block_bytes = block_bytes
         self._free: SimpleQueue[_Slot] = SimpleQueue()
-        for _ in range(readers + 2):
+        for _ in range(readers):
             self._free.put(_Slot())
 
     def allocate(self, size: int) -> Tensor:

@@ -153,7 +153,8 @@ class Worker:
         except EditError as error:
             log("not loaded", "error", error=str(error), cause=_cause(error), models=str(self.settings.models))
             raise
-        log("loaded", seconds=round(time.perf_counter() - started, 3))
+        start = editor.start.model_dump() if editor.start else None
+        log("loaded", seconds=round(time.perf_counter() - started, 3), start=start)
         return editor
 
     def _save(self, job_id: str, seed: int, encoded: Encoded) -> list[str]:

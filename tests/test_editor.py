@@ -63,10 +63,26 @@ def test_the_reply_says_exactly_what_made_the_picture(response: EditResponse, mo
 def test_every_stage_is_timed_and_the_total_is_their_sum(response: EditResponse) -> None:
     timings = response.timings.model_dump()
     total = timings.pop("total")
-    timings.pop("cold")
+    del timings["cold"], timings["start"]
 
     assert all(ms > 0 for name, ms in timings.items() if name != "queue")
     assert total == pytest.approx(sum(timings.values()), abs=1)
+
+
+def test_the_first_reply_of_a_process_tells_how_it_started(models: Path, ask: Ask) -> None:
+    editor = Editor.load(Settings(models=models, device="cpu"))
+    steps: list[Step] = []
+
+    with pytest.raises(Cancelled):
+        editor.edit(ask(), steps.append, lambda: bool(steps))
+    start = editor.start
+
+    assert start is not None
+    assert start.read_bytes == sum(
+        path.stat().st_size for path in models.rglob("*.safetensors") if path.name != ORIGINAL.file
+    )
+    assert start.total >= max(start.imports, start.read)
+    assert start.assemble > 0
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
@@ -225,7 +241,9 @@ def test_warming_up_does_not_count_as_an_edit(models: Path, ask: Ask) -> None:
 
     editor.warm_up()
 
-    assert editor.edit(ask()).timings.cold
+    timings = editor.edit(ask()).timings
+    assert timings.cold
+    assert timings.start is not None
     assert not editor.is_broken()
 
 

@@ -15,16 +15,17 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from qwen_edit.catalog import BASE_FOLDER, Checkpoint
 from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory
-from qwen_edit.models.device import choose_device, choose_dtype, device_name, wait_for
+from qwen_edit.models.device import choose_dtype, device_name, wait_for
 from qwen_edit.models.preview import Projection
 from qwen_edit.models.processor import EditProcessor
 from qwen_edit.models.text_encoder import load_text_encoder
 from qwen_edit.models.transformer_dense import load_dense
 from qwen_edit.models.vae import decode_latents, load_vae
 from qwen_edit.selection import Plan, default_size
-from qwen_edit.settings import Settings
 from qwen_edit.step import OnStep, Step
 from qwen_edit.stopwatch import Stopwatch
+from qwen_edit.svdq.checkpoint import read_header
+from qwen_edit.weights import Weights, folder_tensors
 
 REQUIRED_FILES = (
     "scheduler/scheduler_config.json",
@@ -54,24 +55,28 @@ class EditPipeline(QwenImageEditPipeline):
     _reference: tuple[Tensor, Tensor]  # the picture that is edited: its pixels, and its packed latents
 
     @classmethod
-    def load(cls, settings: Settings) -> "EditPipeline":
-        """Load everything but the transformer and its scheduler, which come with a checkpoint.
+    def load(cls, base: Path, weights: Weights) -> "EditPipeline":
+        """Assemble everything but the transformer and its scheduler, which come with a checkpoint.
+
+        Args:
+            base: the folder of the base model.
+            weights: its files on their way to the device.
 
         Raises:
-            ModelUnavailable: a part is missing or damaged, or the settings ask for what this machine does not have.
+            ModelUnavailable: a part is missing or damaged.
         """
-        device = choose_device(settings)
-        dtype = choose_dtype(device)
-        base = settings.models / BASE_FOLDER
+        dtype = choose_dtype(weights.device)
         _require_files(base)
         with _readable("tokenizer"):
             tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
         with _readable("processor"):
             processor = EditProcessor.load(tokenizer, base / "processor")
         with _readable("text_encoder"):
-            text_encoder = load_text_encoder(base / "text_encoder", device, dtype)
+            text_encoder = load_text_encoder(
+                base / "text_encoder", folder_tensors(weights, base / "text_encoder", dtype), dtype
+            )
         with _readable("vae"):
-            vae = load_vae(base / "vae", device, dtype)
+            vae = load_vae(base / "vae", folder_tensors(weights, base / "vae", dtype))
         pipeline = cls(
             scheduler=None,
             vae=vae,
@@ -83,21 +88,27 @@ class EditPipeline(QwenImageEditPipeline):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def use(self, checkpoint: Checkpoint, models: Path) -> None:
+    def use(self, checkpoint: Checkpoint, models: Path, weights: Weights) -> None:
         """Change to another checkpoint: its transformer and its scheduler. The rest stays.
 
         The old transformer is let go first, so that the two are never in memory together; after an error there is none.
 
+        Args:
+            models: the model directory.
+            weights: the checkpoint's file on its way to the device.
+
         Raises:
             ModelUnavailable: the checkpoint is missing or damaged.
         """
+        path = models / checkpoint.path
+        info = read_header(path)
         self.transformer: Any = None
         with _readable("scheduler"):
             schedule = checkpoint.schedule or FlowMatchEulerDiscreteScheduler.load_config(
                 models / BASE_FOLDER / "scheduler"
             )
             self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(schedule))
-        self.transformer = load_dense(models / checkpoint.path, self.text_encoder.device, self.text_encoder.dtype)
+        self.transformer = load_dense(info, weights.tensors(path), self.text_encoder.dtype)
 
     def describe(self) -> dict[str, Any]:
         """What makes the pictures, in the words of `ModelInfo`."""

@@ -11,25 +11,24 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.utils.logging import disable_progress_bar
 
 from qwen_edit.errors import ModelUnavailable
-from qwen_edit.weights import read_folder
 
 
-def load_text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Qwen2_5_VLModel:
-    """Build the text encoder around the tensors in `folder`.
+def load_text_encoder(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Qwen2_5_VLModel:
+    """Build the text encoder around tensors that are on the device already.
 
     Args:
-        folder: the base model's `text_encoder/`: `config.json` and safetensors shards, in the published style of names
-            (`model.*`, `visual.*`) or today's (`model.language_model.*`, `model.visual.*`).
+        folder: the base model's `text_encoder/`, for its `config.json`.
+        tensors: of `dtype`, in the published style of names (`model.*`, `visual.*`) or today's
+            (`model.language_model.*`, `model.visual.*`).
 
     Raises:
-        ModelUnavailable: a file cannot be read, or the tensors are not those of the configuration.
+        ModelUnavailable: the tensors are not those of the configuration.
     """
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     config.text_config.use_cache = False
     disable_progress_bar()  # it would draw into the worker's log
-    tensors = model_names(read_folder(folder, device, dtype))
     model, loaded = Qwen2_5_VLModel.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        None, config=config, state_dict=model_names(tensors), dtype=dtype, output_loading_info=True
     )
     _require_all(loaded)
     model.register_forward_pre_hook(_add_token_types, with_kwargs=True)

@@ -1,5 +1,6 @@
 """The Qwen image VAE, and the way from latents back to pixels."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,20 @@ from PIL import Image
 from torch import Tensor
 
 from qwen_edit.models.assign import assign_tensors
-from qwen_edit.weights import read_folder
 
 
-def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> AutoencoderKLQwenImage:
-    """Build the VAE around the tensors in the base model's `vae/` folder.
+def load_vae(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKLQwenImage:
+    """Build the VAE around tensors that are on the device already.
+
+    Args:
+        folder: the base model's `vae/`, for its `config.json`.
 
     Raises:
-        ModelUnavailable: a file cannot be read, or the tensors are not those of the configuration.
+        ModelUnavailable: the tensors are not those of the configuration.
     """
     with torch.device("meta"):
         vae = AutoencoderKLQwenImage.from_config(AutoencoderKLQwenImage.load_config(folder))
-    return assign_tensors(vae, read_folder(folder, device, dtype), "vae")
+    return assign_tensors(vae, tensors, "vae")
 
 
 def decode_latents(vae: AutoencoderKLQwenImage, latents: Tensor) -> list[Image.Image]:

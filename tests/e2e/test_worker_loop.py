@@ -65,6 +65,7 @@ def burst(plane: ControlPlane, good: Job) -> Ends:
 def test_every_job_of_a_burst_ends_exactly_once(plane: ControlPlane, burst: Ends) -> None:
     assert {job: len(plane.results(job)) for job in burst} == dict.fromkeys(burst, 1)
     assert sorted(take.job for take in plane.takes) == sorted(burst)
+    assert plane.keys == {API_KEY}
 
 
 @pytest.mark.parametrize("job", GOOD)
@@ -255,12 +256,7 @@ def test_a_result_that_the_platform_could_not_take_is_posted_again(plane: Contro
     assert len(plane.refused("outage")) == 1
 
 
-@pytest.mark.usefixtures("burst")
-def test_the_platforms_key_goes_with_every_request(plane: ControlPlane) -> None:
-    assert plane.keys == {API_KEY}
-
-
-def test_every_line_on_stdout_is_json_without_a_prompt_or_a_picture(worker: LoopWorker, burst: Ends) -> None:
+def test_every_line_of_the_log_is_json_without_a_prompt_or_a_picture(worker: LoopWorker, burst: Ends) -> None:
     banner, *lines = [line for line in worker.output().splitlines() if not line.startswith('{"time"')]
     events = worker.events()
 
@@ -268,6 +264,7 @@ def test_every_line_on_stdout_is_json_without_a_prompt_or_a_picture(worker: Loop
     assert all(json.loads(line).keys() == {"requestId", "message", "level"} for line in lines)  # the SDK's own
     assert all(event.keys() >= {"time", "level", "event"} for event in events)
     assert {event["job"] for event in events if event["event"] in ("edited", "refused")} >= burst.keys()
+    assert worker.errors() == ""
     assert SECRET not in worker.output()
     assert re.search(r"[A-Za-z0-9+/]{100}", worker.output().replace(str(Path.cwd()), "")) is None
 
@@ -280,11 +277,6 @@ def test_arguments_that_the_sdk_takes_out_of_argv_or_leaves_there_do_no_harm(wor
 @pytest.mark.usefixtures("burst")
 def test_the_sdk_does_not_log_at_its_default_level_where_each_result_is_printed_twice(worker: LoopWorker) -> None:
     assert '"level": "DEBUG"' not in worker.output()
-
-
-@pytest.mark.usefixtures("burst")
-def test_nothing_is_written_on_stderr(worker: LoopWorker) -> None:
-    assert worker.errors() == ""
 
 
 def test_a_library_that_exits_fails_its_job_and_not_the_worker(plane: ControlPlane, good: Job) -> None:

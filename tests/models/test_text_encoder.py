@@ -7,12 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
 from qwen_edit import Editor
 from qwen_edit.catalog import BASE_FOLDER
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.models.text_encoder import load_text_encoder
+from qwen_edit.weights import read_folder
 
 CPU = torch.device("cpu")
 
@@ -28,6 +29,10 @@ def inputs(editor: Editor, photo: object) -> dict[str, Tensor]:
     pipeline = editor._pipeline
     features = pipeline.processor([pipeline.prompt_template_encode.format("make it snow")], photo)
     return dict(features)
+
+
+def load(folder: Path) -> Qwen2_5_VLModel:
+    return load_text_encoder(folder, read_folder(folder, CPU, torch.float32), torch.float32)
 
 
 def hidden_states(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -52,7 +57,7 @@ def full_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def test_hidden_states_are_those_of_the_full_model(folder: Path, inputs: dict[str, Tensor]) -> None:
-    ours = load_text_encoder(folder, CPU, torch.float32)
+    ours = load(folder)
     full = full_model(folder)
     token_types = (inputs["input_ids"] == full.config.image_token_id).int()
 
@@ -62,7 +67,7 @@ def test_hidden_states_are_those_of_the_full_model(folder: Path, inputs: dict[st
 
 
 def test_the_pictures_tokens_have_three_dimensional_positions(folder: Path, inputs: dict[str, Tensor]) -> None:
-    ours = load_text_encoder(folder, CPU, torch.float32)
+    ours = load(folder)
     seen: list[Tensor] = []
     ours.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
@@ -80,18 +85,18 @@ def test_the_pictures_tokens_have_three_dimensional_positions(folder: Path, inpu
 
 
 def test_lm_head_is_left_out(folder: Path) -> None:
-    model = load_text_encoder(folder, CPU, torch.float32)
+    model = load(folder)
 
     assert not [name for name, _ in model.named_parameters() if "lm_head" in name]
 
 
 def test_the_names_of_today_load_as_the_published_ones_do(folder: Path, inputs: dict[str, Tensor]) -> None:
-    published = hidden_states(load_text_encoder(folder, CPU, torch.float32), inputs)
+    published = hidden_states(load(folder), inputs)
     for shard in folder.glob("*.safetensors"):
         tensors = load_file(shard)
         save_file({today_name(name): tensor for name, tensor in tensors.items()}, shard)
 
-    today = hidden_states(load_text_encoder(folder, CPU, torch.float32), inputs)
+    today = hidden_states(load(folder), inputs)
 
     assert torch.equal(today, published)
 
@@ -109,7 +114,7 @@ def test_a_missing_tensor_is_an_error_and_not_a_random_one(folder: Path) -> None
     save_file(tensors, shard)
 
     with pytest.raises(ModelUnavailable, match=r"language_model\.norm\.weight"):
-        load_text_encoder(folder, CPU, torch.float32)
+        load(folder)
 
 
 def test_a_configuration_of_another_size_is_an_error(folder: Path) -> None:
@@ -118,4 +123,4 @@ def test_a_configuration_of_another_size_is_an_error(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
     with pytest.raises(ModelUnavailable, match="unexpected keys"):
-        load_text_encoder(folder, CPU, torch.float32)
+        load(folder)

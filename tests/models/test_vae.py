@@ -7,13 +7,15 @@ from diffusers.image_processor import VaeImageProcessor
 from qwen_edit.catalog import BASE_FOLDER
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.models.vae import decode_latents, load_vae
+from qwen_edit.weights import read_folder
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def vae(models) -> AutoencoderKLQwenImage:
-    return load_vae(models / BASE_FOLDER / "vae", CPU, torch.float32)
+    folder = models / BASE_FOLDER / "vae"
+    return load_vae(folder, read_folder(folder, CPU, torch.float32))
 
 
 def test_the_vae_is_the_one_that_diffusers_loads(models, vae) -> None:
@@ -49,4 +51,4 @@ def test_a_configuration_of_another_size_names_the_tensor(models, tmp_path) -> N
     with pytest.raises(
         ModelUnavailable, match=r"vae has the tensor encoder\.conv_in\.weight as \(8, .* expects \(16, "
     ):
-        load_vae(folder, CPU, torch.float32)
+        load_vae(folder, read_folder(folder, CPU, torch.float32))
