@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +86,7 @@ def _after(views: Sequence[memoryview], count: int) -> list[memoryview]:
 class Prefetch:
     """Asks for files to be read into the page cache, in the background, with or without low priority.
 
-    It is a hint: a file that cannot be read is left to the one who needs it, who can say so better.
+    It is a hint: a file that cannot be read is left to those who need it, and can say so better.
     """
 
     def __init__(self, files: Iterable[Path], *, gently: bool = False) -> None:
@@ -95,7 +96,7 @@ class Prefetch:
             gently: give way to everything else that wants the processor or, where the scheduler knows priorities, the
                 disk.
         """
-        self._files = list(files)
+        self._files = files
         self._gently = gently
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -120,15 +121,8 @@ class Prefetch:
         if self._gently:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         for path in self._files:
-            try:
-                self._ask_for(path)
-            except OSError:
-                continue
-
-    def _ask_for(self, path: Path) -> None:
-        with open_file(path) as file:
-            descriptor = file.fileno()
-            for offset in range(0, os.fstat(descriptor).st_size, _STEP):
-                if self._stop.is_set():
-                    return
-                os.posix_fadvise(descriptor, offset, _STEP, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError), open_file(path) as file:
+                for offset in range(0, os.fstat(file.fileno()).st_size, _STEP):
+                    if self._stop.is_set():
+                        return
+                    os.posix_fadvise(file.fileno(), offset, _STEP, os.POSIX_FADV_WILLNEED)

@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from qwen_edit.models.pipeline import EditPipeline
     from qwen_edit.weights import Weights
 
+BASE_FILES = (
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "processor/preprocessor_config.json",
+    "text_encoder/config.json",
+    "vae/config.json",
+)
+"""What is read of the base model beside its weights."""
+
 SAVED_MEMORY = (
     "the device was short of memory: the pictures were made one at a time and the VAE worked in tiles, "
     "so the same seed can give a slightly different picture elsewhere"
@@ -158,6 +167,7 @@ class Editor:
         if settings.allow_download:
             fetch_missing(settings.models)
         checkpoint, *others = require_checkpoints(settings.models)
+        _require_base(settings.models)
         manifest = _read_manifest(settings.models)
         base, path = settings.models / BASE_FOLDER, settings.models / checkpoint.path
         files = [*shards(base / "text_encoder"), *shards(base / "vae"), path]
@@ -220,26 +230,26 @@ class Editor:
             return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, start, warnings)
 
     def warm_up(self) -> None:
-        """Render a grey picture in two steps, so that no job waits for what a device does only once."""
+        """Render a grey picture in two steps, so that no job waits for what a device does only once.
+
+        A GPU chooses its kernels by size, so there it is of the usual size; a CPU does not, and is slow.
+        """
         with self._lock:
             checkpoint = self._checkpoint or available(self.settings.models)[0]
             self._change_to(checkpoint)
-            self._pipeline.render(
-                Image.new("RGB", (1024, 1024), "grey"),
-                "warm up",
-                Plan(
-                    checkpoint,
-                    2,
-                    checkpoint.true_cfg_scale,
-                    " " if checkpoint.true_cfg_scale > 1 else None,
-                    0,
-                    1024,
-                    1024,
-                    1,
-                ),
-                ignore,
-                never,
+            side = 1024 if self._pipeline.text_encoder.device.type == "cuda" else 256
+            guided = checkpoint.true_cfg_scale > 1
+            steps = Plan(
+                checkpoint=checkpoint,
+                steps=2,
+                true_cfg_scale=checkpoint.true_cfg_scale,
+                negative_prompt=" " if guided else None,
+                seed=0,
+                width=side,
+                height=side,
+                num_images=1,
             )
+            self._pipeline.render(Image.new("RGB", (side, side), "grey"), "warm up", steps, ignore, never)
 
     def is_broken(self) -> bool:
         """Whether the device has stopped answering, which only a new process mends."""
@@ -315,6 +325,14 @@ def require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
     if not on_disk:
         raise ModelUnavailable("there is no checkpoint in MODEL_CACHE_DIR; fetch one with python -m builder bake")
     return on_disk
+
+
+def _require_base(models: Path) -> None:
+    for name in BASE_FILES:
+        if not (models / BASE_FOLDER / name).is_file():
+            raise ModelUnavailable(
+                f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake"
+            )
 
 
 def _read_manifest(models: Path) -> Manifest | None:

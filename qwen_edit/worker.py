@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,10 @@ from qwen_edit.step import OnStep
 
 LOGGED = ("model_config", "seed", "width", "height", "timings", "warnings")
 """The parts of a reply that go into the log: neither pictures nor prompts."""
+
+
+class DeviceLostError(Exception):
+    """An edit failed and the device no longer answers: only a new process mends that."""
 
 
 class Worker:
@@ -88,10 +93,13 @@ class Worker:
         except EditError as refusal:
             log("refused", "warning", job=job_id, error=str(refusal), cause=_cause(refusal))
             return {"error": str(refusal)}
-        except Exception:  # the worker's edge: whatever it is, the caller gets a sentence and the log the rest
+        # The worker's edge: whatever it is, the caller gets a sentence and the log the rest. A library that exits would
+        # take the worker with it, and the job would be lost.
+        except (Exception, SystemExit) as failure:
             log("failed", "error", job=job_id, traceback=traceback.format_exc())
             error = InternalError(f"the edit failed; the worker's log has the details under job {job_id}")
-            return {"error": str(error)} | await self._end_if_broken(job_id)
+            renewal = {"refresh_worker": True} if isinstance(failure, DeviceLostError) else {}
+            return {"error": str(error), **renewal}
 
     async def _answer(self, job_id: str, payload: object) -> dict[str, Any]:
         request = EditRequest.parse(payload)
@@ -117,15 +125,6 @@ class Worker:
         post = partial(runpod_sdk.post_progress, job_id) if self.settings.on_platform else None
         return Progress(post, with_preview=request.preview)
 
-    async def _end_if_broken(self, job_id: str) -> dict[str, Any]:
-        """Ask the platform for a new worker where this one's device no longer answers."""
-        if self._editor is None or not self._editor.done() or self._editor.exception() is not None:
-            return {}
-        if not await asyncio.get_running_loop().run_in_executor(self._gpu, self._editor.result().is_broken):
-            return {}
-        log("broken", "error", job=job_id)
-        return {"refresh_worker": True}
-
     async def _render(
         self, editor: Editor, prepared: Prepared, asked: float, on_step: OnStep
     ) -> tuple[Rendered, float]:
@@ -138,7 +137,8 @@ class Worker:
 
         def turn() -> tuple[Rendered, float]:
             queue_ms = (time.perf_counter() - asked) * 1000
-            return editor.render(prepared, on_step, cancelled.is_set), queue_ms
+            with _device_checked(editor):
+                return editor.render(prepared, on_step, cancelled.is_set), queue_ms
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._gpu, turn)
@@ -174,3 +174,20 @@ def _cause(refusal: EditError) -> str | None:
     """What a library said that led to the refusal: for the log alone, and not at any length."""
     cause = refusal.__cause__
     return f"{type(cause).__name__}: {cause}"[:200] if cause else None
+
+
+@contextmanager
+def _device_checked(editor: Editor) -> Iterator[None]:
+    """Ask after a failure that nobody foresaw, on the thread that owns the device, whether the device outlived it.
+
+    Raises:
+        DeviceLostError: it did not.
+    """
+    try:
+        yield
+    except EditError:
+        raise
+    except Exception as error:
+        if editor.is_broken():
+            raise DeviceLostError from error
+        raise

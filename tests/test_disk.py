@@ -3,6 +3,8 @@ import mmap
 import os
 import threading
 import time
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -80,32 +82,60 @@ def resident(path: Path) -> int:
     return sum(page & 1 for page in vector)
 
 
-def test_files_are_read_into_the_page_cache_to_their_end(tmp_path: Path) -> None:
-    paths = [tmp_path / "one", tmp_path / "two"]
-    for path in paths:
-        with path.open("wb") as file:
-            file.write(os.urandom((9 << 20) + 5))
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if any(map(resident, paths)):
+def not_cached(path: Path) -> Path:
+    """A file of some steps and a bit."""
+    with path.open("wb") as file:
+        file.write(os.urandom((3 << 20) + 5))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path):
         pytest.skip("this file system keeps its files in memory")
+    return path
+
+
+def assert_cached(path: Path) -> None:
+    pages = (3 << 20) // mmap.PAGESIZE + 1
+    give_up = time.monotonic() + 60
+    while resident(path) < pages and time.monotonic() < give_up:
+        time.sleep(0.01)  # the disk is still at work
+    assert resident(path) == pages
+
+
+def test_files_are_read_into_the_page_cache_to_their_end(tmp_path: Path) -> None:
+    paths = [not_cached(tmp_path / "one"), not_cached(tmp_path / "two")]
 
     with Prefetch(paths) as prefetch:
         prefetch.wait()
 
-    wanted = [(9 << 20) // mmap.PAGESIZE + 1] * 2
-    give_up = time.monotonic() + 60
-    while [resident(path) for path in paths] != wanted and time.monotonic() < give_up:
-        time.sleep(0.01)  # the disk is still at work
-    assert [resident(path) for path in paths] == wanted
+    assert_cached(paths[0])
+    assert_cached(paths[1])
 
 
-def test_a_file_that_is_not_there_does_not_keep_the_next_from_being_read(tmp_path: Path, path: Path) -> None:
+def test_a_file_that_cannot_be_read_does_not_keep_the_next_from_it(tmp_path: Path) -> None:
+    path = not_cached(tmp_path / "file")
+
     with Prefetch([tmp_path / "gone", tmp_path, path], gently=True) as prefetch:
         prefetch.wait()
 
+    assert_cached(path)
 
-def test_a_prefetch_leaves_no_thread(path: Path) -> None:
-    Prefetch([path] * 1000).close()
+
+def test_a_prefetch_can_be_stopped_and_leaves_no_thread(path: Path) -> None:
+    Prefetch(repeat(path)).close()
 
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_only_a_gentle_prefetch_gives_way(path: Path) -> None:
+    def priority() -> Iterator[Path]:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        yield path
+
+    priorities: list[int] = []
+    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    for gently in (False, True):
+        with Prefetch(priority(), gently=gently) as prefetch:
+            prefetch.wait()
+
+    assert priorities == [here, 19]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == here

@@ -27,14 +27,6 @@ from qwen_edit.stopwatch import Stopwatch
 from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.weights import Weights, folder_tensors
 
-REQUIRED_FILES = (
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-    "processor/preprocessor_config.json",
-    "text_encoder/config.json",
-    "vae/config.json",
-)
-
 _SHOWN_SCHEDULE = (
     "base_image_seq_len",
     "base_shift",
@@ -66,7 +58,6 @@ class EditPipeline(QwenImageEditPipeline):
             ModelUnavailable: a part is missing or damaged.
         """
         dtype = choose_dtype(weights.device)
-        _require_files(base)
         with _readable("tokenizer"):
             tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
         with _readable("processor"):
@@ -249,14 +240,6 @@ class EditPipeline(QwenImageEditPipeline):
 def _stop_if(cancelled: Callable[[], bool]) -> None:
     if cancelled():
         raise Cancelled("the edit was cancelled")
-
-
-def _require_files(base: Path) -> None:
-    for name in REQUIRED_FILES:
-        if not (base / name).is_file():
-            raise ModelUnavailable(
-                f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake"
-            )
 
 
 @contextmanager
