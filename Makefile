@@ -5,7 +5,7 @@ TINY := models/tiny
 
 export PYTHONUNBUFFERED = 1
 
-.PHONY: run test check clean
+.PHONY: run test check fuzz bench clean
 
 # One real edit of test_input.json through handler.py, on whatever this machine has.
 run: $(TINY)/manifest.json
@@ -19,6 +19,18 @@ check: $(INSTALLED)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+# 20,000 arbitrary inputs at the handler, about three minutes; the tests run a few hundred.
+fuzz: $(INSTALLED)
+	@HYPOTHESIS_PROFILE=soak $(PYTHON) -m pytest tests/test_fuzz_handler.py
+
+# Every benchmark that this machine can run: about half an hour on two cores.
+bench: $(INSTALLED)
+	@$(PYTHON) -m bench.bake
+	@$(PYTHON) -m bench.reading
+	@$(PYTHON) -m bench.worker_loop idle
+	@$(PYTHON) -m bench.worker_loop queue
+	@$(PYTHON) -m bench.worker_loop soak
 
 $(INSTALLED): pyproject.toml
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -43,4 +55,4 @@ lock:
 	@PATH="$(CURDIR)/build/lock/bin:$$PATH" build/lock/bin/python requirements/lock.py $(LOCK)
 
 clean:
-	rm -rf $(VENV) models outputs
+	rm -rf $(VENV) $(TINY) outputs build

@@ -11,8 +11,10 @@ from typing import Never
 
 from tqdm import tqdm
 
-from qwen_edit.editor import Editor, prepare, respond
+from qwen_edit.download import fetch_missing
+from qwen_edit.editor import Editor
 from qwen_edit.errors import EditError, InvalidImage, InvalidRequest, SettingsError
+from qwen_edit.exchange import prepare, respond
 from qwen_edit.schema import EditRequest, EditResponse
 from qwen_edit.settings import Settings
 
@@ -52,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 def _edit(arguments: argparse.Namespace) -> None:
     settings = Settings.from_environ(os.environ)
     request = _request(arguments)
+    if settings.allow_download:
+        fetch_missing(settings.models)
     prepared = prepare(request, settings)
     started = time.perf_counter()
     editor = Editor.load(settings)

@@ -5,7 +5,7 @@ from pathlib import Path
 from qwen_edit.catalog import CHECKPOINTS
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.log import log
-from qwen_edit.manifest import Manifest, ManifestError
+from qwen_edit.model_folder import base_weights, broken_promises, read_manifest, require_checkpoints
 from qwen_edit.selection import available
 
 _FAILED = "the weights could not be fetched; the worker's log says why"
@@ -34,15 +34,11 @@ def fetch_missing(models: Path) -> None:
 
 
 def _is_whole(models: Path) -> bool:
-    """Whether all that the manifest promises is there, a checkpoint among it; no need to ask the hub then."""
+    """Whether the base model and a checkpoint are there as the manifest promises; no need to ask the hub then."""
     try:
-        manifest = Manifest.read(models)
-    except ManifestError:
+        manifest = read_manifest(models)
+        base_weights(models)
+        require_checkpoints(models)
+    except ModelUnavailable:
         return False
-    if manifest is None or not available(models):
-        return False
-    return all(_is_there(models / entry.path, entry.bytes) for entry in manifest.files)
-
-
-def _is_there(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    return manifest is not None and not any(broken_promises(models, manifest))

@@ -7,39 +7,30 @@ decoded, without waiting for them.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from qwen_edit import images
 from qwen_edit.bucket import Bucket
 from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, RANK, Checkpoint
 from qwen_edit.disk import Prefetch
 from qwen_edit.download import fetch_missing
-from qwen_edit.errors import Cancelled, ModelUnavailable, OutOfMemory
-from qwen_edit.manifest import Manifest, ManifestError
-from qwen_edit.payload import UNLIMITED, Delivery, Encoded, Reply, fit, require_bucket
-from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, StartTimings, Timings
-from qwen_edit.selection import Plan, available, plan, supported_steps
+from qwen_edit.errors import Cancelled, OutOfMemory
+from qwen_edit.exchange import Prepared, Rendered, prepare, respond
+from qwen_edit.manifest import Manifest
+from qwen_edit.model_folder import base_weights, read_manifest, require_checkpoints
+from qwen_edit.payload import Delivery
+from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, StartTimings
+from qwen_edit.selection import Plan, available, supported_steps
 from qwen_edit.settings import Settings
-from qwen_edit.shards import shards
 from qwen_edit.step import OnStep, Step
+from qwen_edit.svdq.checkpoint import read_header
 
 if TYPE_CHECKING:
     from qwen_edit.models.pipeline import EditPipeline
     from qwen_edit.weights import Weights
-
-BASE_FILES = (
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-    "processor/preprocessor_config.json",
-    "text_encoder/config.json",
-    "vae/config.json",
-)
-"""What is read of the base model beside its weights."""
 
 SAVED_MEMORY = (
     "the device was short of memory: the pictures were made one at a time and the VAE worked in tiles, "
@@ -54,88 +45,6 @@ def ignore(step: Step) -> None:
 def never() -> bool:
     """A `cancelled` flag that is never set."""
     return False
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request that is ready for the device: its picture decoded, everything it left open decided."""
-
-    request: EditRequest
-    picture: Image.Image
-    plan: Plan
-    warnings: tuple[str, ...]
-    decode_ms: float
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """What came off the device."""
-
-    pictures: list[Image.Image]
-    model: ModelInfo
-    stages_ms: dict[str, float]
-    start: StartTimings | None
-    warnings: tuple[str, ...] = ()
-
-
-def prepare(request: EditRequest, settings: Settings) -> Prepared:
-    """Read the picture and decide what will run. Needs no model; any thread may call it.
-
-    Raises:
-        EditError: the picture cannot be used, no checkpoint is there for the request, or no bucket for a URL.
-    """
-    started = time.perf_counter()
-    require_bucket(request, settings.bucket)
-    decoded = _read_picture(request.image, settings)
-    chosen = plan(request, decoded.picture.size, available(settings.models))
-    return Prepared(request, decoded.picture, chosen, (*decoded.warnings, *chosen.warnings), _ms_since(started))
-
-
-def _read_picture(image: str, settings: Settings) -> images.Decoded:
-    if not (settings.allow_urls and images.is_url(image)):
-        return images.decode(image)
-    from qwen_edit.fetch import fetch  # its HTTP client is for those alone who allow URLs
-
-    return images.read(fetch(image))
-
-
-def respond(prepared: Prepared, rendered: Rendered, queue_ms: float = 0.0, delivery: Delivery = UNLIMITED) -> Reply:
-    """Encode the pictures so that the reply fits, and say what made them. Needs no model; any thread may call it.
-
-    Args:
-        queue_ms: milliseconds that the request waited for the device.
-        delivery: how the reply travels.
-
-    Raises:
-        EditError: the reply cannot be made to fit, or the bucket did not take the pictures.
-    """
-    started = time.perf_counter()
-
-    def compose(encoded: Encoded) -> EditResponse:
-        inline = [] if encoded.urls else [images.to_base64(file) for file in encoded.files]
-        stages = {"queue": queue_ms, "decode": prepared.decode_ms, **rendered.stages_ms, "encode": _ms_since(started)}
-        return _response(prepared, rendered, encoded, inline, stages)
-
-    return fit(rendered.pictures, prepared.request, delivery, compose)
-
-
-def _response(
-    prepared: Prepared, rendered: Rendered, encoded: Encoded, inline: list[str], stages_ms: dict[str, float]
-) -> EditResponse:
-    timings = {name: round(ms, 1) for name, ms in (*stages_ms.items(), ("total", sum(stages_ms.values())))}
-    return EditResponse(
-        image=inline[0] if inline else None,
-        images=inline or None,
-        url=encoded.urls[0] if encoded.urls else None,
-        urls=list(encoded.urls) or None,
-        format=encoded.format,
-        width=prepared.plan.width,
-        height=prepared.plan.height,
-        seed=prepared.plan.seed,
-        model_info=rendered.model,
-        timings=Timings(**timings, cold=rendered.start is not None, start=rendered.start),
-        warnings=[*prepared.warnings, *rendered.warnings, *encoded.warnings],
-    )
 
 
 class Editor:
@@ -161,30 +70,31 @@ class Editor:
         Raises:
             SettingsError: an environment variable cannot be read.
             ModelUnavailable: the weights are not there, are damaged, or do not run on this machine.
+            OutOfMemory: they do not fit the device.
             Cancelled: the flag was set.
         """
         settings = settings or Settings.from_environ(os.environ)
         if settings.allow_download:
             fetch_missing(settings.models)
         checkpoint, *others = require_checkpoints(settings.models)
-        _require_base(settings.models)
-        manifest = _read_manifest(settings.models)
-        base, path = settings.models / BASE_FOLDER, settings.models / checkpoint.path
-        files = [*shards(base / "text_encoder"), *shards(base / "vae"), path]
+        manifest = read_manifest(settings.models)
+        files = [*base_weights(settings.models), settings.models / checkpoint.path]
         started = time.perf_counter()
         # The slow imports stand here, in the order of what they let begin: the disk is asked for the files before
         # torch is there, the files are read to the device before diffusers and transformers are.
         with Prefetch(files):
-            from qwen_edit.models.device import choose_device
+            from qwen_edit.models.device import choose_device, out_of_memory, require_memory
             from qwen_edit.weights import Weights
 
             _go_on(cancelled)
-            with Weights(files, choose_device(settings)) as weights:
+            device = choose_device(settings)
+            require_memory(device, files[:-1], read_header(files[-1]))
+            with out_of_memory("the model does not fit the device's memory"), Weights(files, device) as weights:
                 from qwen_edit.models.pipeline import EditPipeline
 
                 imported = time.perf_counter()
                 _go_on(cancelled)
-                editor = cls(settings, EditPipeline.load(base, weights), manifest)
+                editor = cls(settings, EditPipeline.load(settings.models / BASE_FOLDER, weights), manifest)
                 _go_on(cancelled)
                 editor._use(checkpoint, weights)
         editor.start = StartTimings(
@@ -223,8 +133,9 @@ class Editor:
             EditError: see `qwen_edit.errors`.
         """
         with self._lock:
-            self._change_to(prepared.plan.checkpoint)
             watch = self._pipeline.start_stopwatch()
+            with watch.stage("load"):
+                self._change_to(prepared.plan.checkpoint)
             pictures, warnings = self._pictures(prepared, on_step, cancelled)
             start, self.start = self.start, None
             return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, start, warnings)
@@ -273,13 +184,20 @@ class Editor:
     def _change_to(self, checkpoint: Checkpoint) -> None:
         if checkpoint == self._checkpoint:
             return
+        from qwen_edit.models.device import out_of_memory
         from qwen_edit.weights import Weights
 
-        with Weights([self.settings.models / checkpoint.path], self._pipeline.text_encoder.device) as weights:
+        path = self.settings.models / checkpoint.path
+        read_header(path)  # a file that cannot be used does not cost the one that is
+        self._checkpoint = None
+        self._pipeline.drop_transformer()
+        with (
+            out_of_memory(f"the {checkpoint.name} checkpoint does not fit the device's memory"),
+            Weights([path], self._pipeline.text_encoder.device) as weights,
+        ):
             self._use(checkpoint, weights)
 
     def _use(self, checkpoint: Checkpoint, weights: "Weights") -> None:
-        self._checkpoint = None
         self._pipeline.use(checkpoint, self.settings.models, weights)
         self._checkpoint = checkpoint
 
@@ -314,36 +232,6 @@ def _one_at_a_time(chosen: Plan) -> list[Plan]:
 def _go_on(cancelled: Callable[[], bool]) -> None:
     if cancelled():
         raise Cancelled("the load was cancelled")
-
-
-def require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
-    if not models.is_dir():
-        raise ModelUnavailable(
-            "the folder that MODEL_CACHE_DIR names does not exist; fill it with python -m builder bake"
-        )
-    on_disk = available(models)
-    if not on_disk:
-        raise ModelUnavailable("there is no checkpoint in MODEL_CACHE_DIR; fetch one with python -m builder bake")
-    return on_disk
-
-
-def _require_base(models: Path) -> None:
-    for name in BASE_FILES:
-        if not (models / BASE_FOLDER / name).is_file():
-            raise ModelUnavailable(
-                f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake"
-            )
-
-
-def _read_manifest(models: Path) -> Manifest | None:
-    try:
-        return Manifest.read(models)
-    except ManifestError as error:
-        raise ModelUnavailable(f"{error}; write it again with python -m builder bake") from error
-
-
-def _ms_since(started: float) -> float:
-    return _ms(time.perf_counter() - started)
 
 
 def _ms(seconds: float) -> float:

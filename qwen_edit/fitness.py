@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen_edit.editor import require_checkpoints
+from qwen_edit.catalog import CHECKPOINTS
 from qwen_edit.errors import EditError
-from qwen_edit.manifest import Manifest, ManifestError
+from qwen_edit.log import log
+from qwen_edit.model_folder import base_weights, broken_promises, read_manifest, require_checkpoints
 from qwen_edit.settings import Settings
 from qwen_edit.svdq.checkpoint import read_header
 
@@ -15,44 +16,54 @@ class UnfitError(Exception):
 
 
 def checks(settings: Settings) -> list[Callable[[], None]]:
-    """The checks of this worker, the cheapest first. Each raises `UnfitError`; the SDK logs its name."""
+    """The checks of the files, the cheapest first; the device is checked as the editor loads.
 
-    def manifest_is_kept() -> None:
-        check_manifest(settings.models)
+    Each raises `UnfitError`. A worker that may download has none of them: its load mends what they would find.
+    """
+    if settings.allow_download:
+        return []
 
-    def checkpoint_headers_are_whole() -> None:
+    def base_model_is_whole() -> None:
+        check_base(settings.models)
+
+    def a_checkpoint_is_whole() -> None:
         check_checkpoints(settings.models)
 
-    return [manifest_is_kept, checkpoint_headers_are_whole]
+    return [base_model_is_whole, a_checkpoint_is_whole]
 
 
-def check_manifest(models: Path) -> None:
-    """Every file that the manifest promises is there in its size.
+def check_base(models: Path) -> None:
+    """The base model is there, each file in the size that the manifest promises, if there is one.
 
     Raises:
-        UnfitError: naming the first that is not. Without a manifest nothing is promised, and this passes.
+        UnfitError: naming the first file that is not.
     """
     try:
-        manifest = Manifest.read(models)
-    except ManifestError as error:
-        raise UnfitError(f"{error}; write it again with python -m builder bake") from error
-    for entry in manifest.files if manifest else ():
-        path = models / entry.path
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry.bytes:
-            found = "missing" if size is None else f"{size} bytes long"
-            promised = f"the manifest promises {entry.bytes} bytes"
-            raise UnfitError(f"{entry.path} is {found}, {promised}; run python -m builder bake")
+        base_weights(models)
+        manifest = read_manifest(models)
+    except EditError as error:
+        raise UnfitError(error.sentence) from error
+    checkpoints = {checkpoint.path for checkpoint in CHECKPOINTS}
+    for entry, sentence in broken_promises(models, manifest):
+        if entry.path not in checkpoints:
+            raise UnfitError(sentence)
 
 
 def check_checkpoints(models: Path) -> None:
-    """At least one checkpoint is there, and the header of each is that of a whole SVDQuant int4 file.
+    """The checkpoint that is loaded first has the header of a whole SVDQuant int4 file.
+
+    One that is not whole among the others fails only the jobs that ask for it, so it is logged.
 
     Raises:
-        UnfitError: naming what is wrong with the first that is not.
+        UnfitError: naming what is wrong with it.
     """
     try:
-        for checkpoint in require_checkpoints(models):
-            read_header(models / checkpoint.path)
+        first, *others = require_checkpoints(models)
+        read_header(models / first.path)
     except EditError as error:
         raise UnfitError(error.sentence) from error
+    for other in others:
+        try:
+            read_header(models / other.path)
+        except EditError as error:
+            log("checkpoint not whole", "warning", error=error.sentence)

@@ -53,7 +53,7 @@ class Progress:
             "percent": round(100 * step.number / step.steps),
         }
         if self._with_preview:
-            update["preview"] = base64.b64encode(images.encode(step.preview(), "webp", PREVIEW_QUALITY)).decode("ascii")
+            update |= _preview(step)
         self._loop.call_soon_threadsafe(self._send, update)
 
     async def __aenter__(self) -> Self:
@@ -72,6 +72,15 @@ class Progress:
         if self._post is not None and (self._sending is None or self._sending.done()):
             self._sending = asyncio.ensure_future(self._post(update))
             self._sending.add_done_callback(_log_failure)
+
+
+def _preview(step: Step) -> dict[str, str]:
+    try:
+        picture = step.preview()
+    except RuntimeError as error:  # latents that no map fits, say: the edit goes on without
+        log("no preview", "warning", error=f"{type(error).__name__}: {error}")
+        return {}
+    return {"preview": base64.b64encode(images.encode(picture, "webp", PREVIEW_QUALITY)).decode("ascii")}
 
 
 def _log_failure(sending: asyncio.Future[None]) -> None:

@@ -162,6 +162,7 @@ class Timings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     queue: float = 0.0
+    load: float = 0.0
     decode: float
     prompt: float
     vae_encode: float
@@ -265,8 +266,9 @@ def _complaint(error: ErrorDetails) -> str:
     expected = EditRequest.model_fields[_OTHER_NAMES.get(name, name)].description
     if error["type"] == "missing":
         return f"{name} is missing, expected {expected}"
-    # The image's own characters never leave the worker, not even a few.
-    return f"{name} is {_shown(error['input'], 0 if name == 'image' else _MAX_SHOWN)}, expected {expected}"
+    # What the caller sent to be looked at or read is not repeated, not even a few characters: replies are logged.
+    longest = 0 if name in ("image", "prompt", "negative_prompt") else _MAX_SHOWN
+    return f"{name} is {_shown(error['input'], longest)}, expected {expected}"
 
 
 def _shown(value: object, longest: int = _MAX_SHOWN) -> str:

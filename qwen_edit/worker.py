@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any
 
 from qwen_edit import fitness, runpod_sdk
-from qwen_edit.editor import Editor, Prepared, Rendered, prepare, respond
+from qwen_edit.editor import Editor
 from qwen_edit.errors import EditError, InternalError, SettingsError
+from qwen_edit.exchange import Prepared, Rendered, prepare, respond
 from qwen_edit.log import log
 from qwen_edit.payload import Delivery, Encoded, limit_for, safe_name
 from qwen_edit.progress import Progress
@@ -113,7 +114,11 @@ class Worker:
             delivery = Delivery(limit_for(job_id, self.settings), editor.bucket, job_id)
             fitted = await asyncio.to_thread(respond, prepared, rendered, queue_ms, delivery)
         reply = fitted.response.to_json()
-        saved = await asyncio.to_thread(self._save, job_id, prepared.plan.seed, fitted.encoded)
+        try:
+            saved = await asyncio.to_thread(self._save, job_id, prepared.plan.seed, fitted.encoded)
+        except OSError as error:  # the edit is done and is not lost for that
+            saved = []
+            log("not saved", "error", job=job_id, error=f"{type(error).__name__}: {error}")
         log("edited", job=job_id, saved=saved, reply={key: reply[key] for key in LOGGED})
         return reply
 

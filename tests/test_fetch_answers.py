@@ -202,12 +202,12 @@ def test_a_server_that_is_silent_or_drips_is_left_at_the_deadline(answer: Answer
 
 def test_slow_redirects_share_one_deadline() -> None:
     def answer(connection: ssl.SSLSocket, head: str) -> None:
-        threading.Event().wait(0.2)
+        threading.Event().wait(0.8)
         last = head.startswith("GET /xxx ")
         connection.sendall(file_answer(BODY) if last else redirect(head.split()[1] + "x"))
 
     with site(answer) as server, pytest.raises(InvalidImage, match=r"redirects to a host that did not send the file"):
-        download(f"https://pictures.test:{server.port}/", seconds=0.5)
+        download(f"https://pictures.test:{server.port}/", seconds=2.0)
 
 
 def test_a_server_that_never_shakes_hands_is_left_at_the_deadline() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from qwen_edit import fitness
-from qwen_edit.catalog import BASE_FOLDER, LIGHTNING
+from qwen_edit.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL
 from qwen_edit.fitness import UnfitError
 from qwen_edit.settings import Settings
 
@@ -24,18 +24,33 @@ def test_a_whole_model_directory_is_fit(models: Path) -> None:
 
 
 def test_a_file_that_the_manifest_promises_and_that_is_missing_is_named(copy: Path) -> None:
-    (copy / BASE_FOLDER / "vae" / "config.json").unlink()
+    (copy / BASE_FOLDER / "tokenizer" / "vocab.json").unlink()
 
-    with pytest.raises(UnfitError, match=r"vae/config\.json is missing, the manifest promises \d+ bytes"):
+    with pytest.raises(UnfitError, match=r"tokenizer/vocab\.json is missing, the manifest promises \d+ bytes"):
         run_checks(copy)
 
 
 def test_a_file_of_another_size_is_named(copy: Path) -> None:
-    with (copy / LIGHTNING.path).open("ab") as file:
-        file.write(b"\0")
+    for path in (copy / LIGHTNING.path, copy / BASE_FOLDER / "tokenizer" / "vocab.json"):
+        with path.open("ab") as file:
+            file.write(b"\0")
+        with pytest.raises(UnfitError, match=path.name):
+            run_checks(copy)
+        path.write_bytes(path.read_bytes()[:-1])
 
-    with pytest.raises(UnfitError, match=LIGHTNING.file):
-        run_checks(copy)
+
+def test_a_damaged_checkpoint_that_is_not_the_first_is_logged_and_served_around(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / ORIGINAL.path).write_bytes(b"damaged")
+
+    run_checks(copy)
+
+    assert ORIGINAL.file in capsys.readouterr().out
+
+
+def test_a_worker_that_may_download_leaves_the_files_to_its_load(tmp_path: Path) -> None:
+    assert fitness.checks(Settings(models=tmp_path, allow_download=True)) == []
 
 
 def test_a_manifest_that_is_none_is_said(copy: Path) -> None:

@@ -307,7 +307,8 @@ def test_a_scheduler_keeps_the_types_of_its_values() -> None:
 
 def test_timings_have_every_stage_of_the_contract() -> None:
     assert list(Timings.model_fields) == [
-        *("queue", "decode", "prompt", "vae_encode", "denoise", "vae_decode", "encode", "total", "cold"),
+        *("queue", "load", "decode", "prompt", "vae_encode", "denoise", "vae_decode", "encode", "total", "cold"),
+        "start",
     ]
 
 

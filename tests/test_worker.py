@@ -10,13 +10,10 @@ import pytest
 from PIL import Image
 
 from qwen_edit.editor import Editor
-from qwen_edit.errors import EditError
 from qwen_edit.payload import Encoded
 from qwen_edit.settings import Settings
 from qwen_edit.worker import Worker
 from tests.object_store import download, object_store
-
-CODES = {code for error in EditError.__subclasses__() for code in [error.code]}
 
 
 def ask(worker: Worker, payload: object) -> dict[str, Any]:
@@ -157,8 +154,8 @@ def test_a_cancelled_job_leaves_the_gpu_thread_and_the_next_one_is_answered(
 ) -> None:
     async def cancel_one_then_ask() -> dict[str, Any]:
         await asyncio.wrap_future(worker.load())
-        first = asyncio.ensure_future(worker.handle({"id": "first", "input": good}))
-        await asyncio.sleep(1)
+        first = asyncio.ensure_future(worker.handle({"id": "first", "input": {**good, "steps": 50}}))
+        await asyncio.sleep(1)  # of the fifteen and more that fifty guided steps take
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -202,6 +199,19 @@ def test_a_url_leads_to_the_file_that_is_also_saved(models: Path, tmp_path: Path
         assert reply["urls"] == [reply["url"]]
         assert "/qwen-edit/job-1-" in reply["url"]
         assert download(reply["url"]) == ((tmp_path / "job-1-5-0.png").read_bytes(), "image/png")
+
+
+def test_an_edit_that_cannot_be_saved_is_answered_all_the_same(
+    models: Path, good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path / "file" / "below"))
+
+    reply = ask(worker, good)
+
+    worker.close()
+    assert "image" in reply
+    assert '"event": "not saved"' in capsys.readouterr().out
 
 
 def test_a_job_id_cannot_choose_the_folder(worker: Worker) -> None:

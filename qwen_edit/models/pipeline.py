@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from qwen_edit.catalog import BASE_FOLDER, Checkpoint
-from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory
-from qwen_edit.models.device import choose_dtype, device_name, wait_for
+from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable
+from qwen_edit.models.device import choose_dtype, device_name, out_of_memory, wait_for
 from qwen_edit.models.preview import Projection
 from qwen_edit.models.processor import EditProcessor
 from qwen_edit.models.text_encoder import load_text_encoder
@@ -44,7 +44,7 @@ class EditPipeline(QwenImageEditPipeline):
 
     # No constructor: diffusers reads a pipeline's modules from the signature of its own.
     stopwatch = Stopwatch()
-    _reference: tuple[Tensor, Tensor]  # the picture that is edited: its pixels, and its packed latents
+    _reference: tuple[Tensor, Tensor] | None = None  # the picture that is edited: its pixels, its packed latents
 
     @classmethod
     def load(cls, base: Path, weights: Weights) -> "EditPipeline":
@@ -82,7 +82,7 @@ class EditPipeline(QwenImageEditPipeline):
     def use(self, checkpoint: Checkpoint, models: Path, weights: Weights) -> None:
         """Change to another checkpoint: its transformer and its scheduler. The rest stays.
 
-        The old transformer is let go first, so that the two are never in memory together; after an error there is none.
+        Call `drop_transformer` before the new one is read, so that the two are never in memory together.
 
         Args:
             models: the model directory.
@@ -93,13 +93,17 @@ class EditPipeline(QwenImageEditPipeline):
         """
         path = models / checkpoint.path
         info = read_header(path)
-        self.transformer: Any = None
         with _readable("scheduler"):
             schedule = checkpoint.schedule or FlowMatchEulerDiscreteScheduler.load_config(
                 models / BASE_FOLDER / "scheduler"
             )
             self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(schedule))
-        self.transformer = load_dense(info, weights.tensors(path), self.text_encoder.dtype)
+        self.transformer: Any = load_dense(info, weights.tensors(path), self.text_encoder.dtype)
+
+    def drop_transformer(self) -> None:
+        """Let the transformer go, and its memory."""
+        self.transformer = None
+        _free()
 
     def describe(self) -> dict[str, Any]:
         """What makes the pictures, in the words of `ModelInfo`."""
@@ -139,23 +143,22 @@ class EditPipeline(QwenImageEditPipeline):
         """
         for field, text in (("prompt", prompt), ("negative_prompt", plan.negative_prompt)):
             self._require_room(field, text or "", picture, plan)
+        too_large = (
+            f"{plan.num_images} picture(s) of {plan.width} × {plan.height} pixels do not fit the device's memory; "
+            "ask for a smaller width and height or fewer num_images"
+        )
         try:
-            with self.stopwatch.stage("denoise"):
+            with out_of_memory(too_large), self.stopwatch.stage("denoise"):
                 latents = self._denoise(picture, prompt, plan, on_step, cancelled)
-            with self.stopwatch.stage("vae_decode"):
+            with out_of_memory(too_large), self.stopwatch.stage("vae_decode"):
                 return decode_latents(self.vae, self._unpacked(latents, plan.width, plan.height))
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"{plan.num_images} picture(s) of {plan.width} × {plan.height} pixels do not fit the device's memory; "
-                "ask for a smaller width and height or fewer num_images"
-            ) from error
+        finally:
+            self._reference = None  # the next job's memory
 
     @contextmanager
     def saving_memory(self) -> Iterator[None]:
         """Give back what is cached, and let the VAE work in tiles for a while."""
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free()
         self.vae.enable_tiling()
         try:
             yield
@@ -212,6 +215,8 @@ class EditPipeline(QwenImageEditPipeline):
         return latents
 
     def _preview(self, latents: Tensor, plan: Plan) -> Image.Image:
+        if self._reference is None:
+            raise RuntimeError("a preview is offered within on_step alone")
         pixels, reference = self._reference
         height, width = pixels.shape[-2:]
         projection = Projection(self._unpacked(reference, width, height)[0, :, 0], pixels[0, :, 0])
@@ -235,6 +240,12 @@ class EditPipeline(QwenImageEditPipeline):
                 f"{field} is too long: with this picture it makes {tokens} tokens, of which {room} fit; "
                 f"shorten it by about {tokens - room} tokens"
             )
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _stop_if(cancelled: Callable[[], bool]) -> None:

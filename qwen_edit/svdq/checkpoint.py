@@ -8,7 +8,14 @@ from typing import Any
 from qwen_edit import header
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.header import Header, TensorEntry, parse_object, show
-from qwen_edit.svdq.modules import CONFIG_DEFAULTS, RANK_TENSOR, TensorSpec, expected_tensors
+from qwen_edit.svdq.modules import (
+    CONFIG_DEFAULTS,
+    RANK_TENSOR,
+    TensorSpec,
+    expected_tensors,
+    top_level_tensors,
+    total_bytes,
+)
 
 _MAX_LAYERS = 1024  # far above any real model; it keeps the list of expected tensors small
 _MAX_SIZE = 2**20  # the same for every other number of a config
@@ -37,9 +44,15 @@ class CheckpointInfo:
         return int(self.config["num_layers"])
 
     @property
-    def width(self) -> int:
-        """Channels of the hidden state."""
-        return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
+    def packed_bytes(self) -> int:
+        """Bytes of all tensors as they are in the file."""
+        return sum(entry.bytes for entry in self.tensors.values())
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of the stock transformer that the file expands to, but for biases and norms: under 0.1 %."""
+        nibbles = sum(entry.bytes for name, entry in self.tensors.items() if name.endswith(".qweight")) * 2
+        return nibbles + total_bytes(top_level_tensors(self.config)) // 2
 
 
 def read_header(path: Path | str) -> CheckpointInfo:

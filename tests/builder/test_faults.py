@@ -250,8 +250,8 @@ def test_a_slow_hub_is_read_to_the_end(folder: Path, hub: Hub, remote: LoopbackH
 
 
 def test_a_hub_that_falls_silent_is_asked_again(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
-    remote.fault(VAE, slow(1.0))
-    outcome, _ = bake_some(folder, replace(hub, patience=replace(hub.patience, timeout=0.2)), "vae")
+    remote.fault(VAE, slow(5.0))
+    outcome, _ = bake_some(folder, replace(hub, patience=replace(hub.patience, timeout=1.0)), "vae")
     assert not outcome.failures
     assert len(ranges(remote, VAE)) == 2
 

@@ -56,7 +56,7 @@ def test_a_setting_that_cannot_be_read_stops_the_start(run: Run) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_child_of_the_worker_does_not_load_the_model_again(run: Run, method: str) -> None:
+def test_a_child_of_the_worker_does_not_load_the_model_again(run: Run, tmp_path: Path, method: str) -> None:
     # The SDK's heartbeat is such a child; spawn and forkserver run the main module again in it.
     program = (
         "import multiprocessing, runpy, runpod.serverless\n"
@@ -67,12 +67,10 @@ def test_a_child_of_the_worker_does_not_load_the_model_again(run: Run, method: s
         "    runpod.serverless.start = start\n"
         f"{(ROOT / 'handler.py').read_text()}"
     )
-    script = ROOT / f".heartbeat_{method}.py"
+    script = tmp_path / "heartbeat.py"
     script.write_text(program)
-    try:
-        done = run(str(script))
-    finally:
-        script.unlink()
+
+    done = run(str(script))
 
     assert "child 0" in done.stdout, done.stderr
     assert len([event for event in events(done.stdout) if event["event"] in ("loaded", "not loaded")]) <= 1

@@ -1,0 +1,73 @@
+"""What lies in the model directory, looked at before anything is loaded from it. No torch here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen_edit.catalog import BASE_FOLDER, Checkpoint
+from qwen_edit.errors import ModelUnavailable
+from qwen_edit.manifest import Entry, Manifest, ManifestError
+from qwen_edit.selection import available
+from qwen_edit.shards import shards
+
+BASE_FILES = (
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "processor/preprocessor_config.json",
+    "text_encoder/config.json",
+    "vae/config.json",
+)
+"""What is read of the base model beside its weights."""
+
+
+def require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
+    """The checkpoints that are there, the preferred one first.
+
+    Raises:
+        ModelUnavailable: there is none.
+    """
+    if not models.is_dir():
+        raise ModelUnavailable(
+            "the folder that MODEL_CACHE_DIR names does not exist; fill it with python -m builder bake"
+        )
+    on_disk = available(models)
+    if not on_disk:
+        raise ModelUnavailable("there is no checkpoint in MODEL_CACHE_DIR; fetch one with python -m builder bake")
+    return on_disk
+
+
+def base_weights(models: Path) -> list[Path]:
+    """The weight files of the base model in the order in which they are needed.
+
+    Raises:
+        ModelUnavailable: one of them, or a file that is read beside them, is not there.
+    """
+    base = models / BASE_FOLDER
+    for name in BASE_FILES:
+        if not (base / name).is_file():
+            raise ModelUnavailable(
+                f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake"
+            )
+    return [*shards(base / "text_encoder"), *shards(base / "vae")]
+
+
+def read_manifest(models: Path) -> Manifest | None:
+    """What the builder promised, or None where it promised nothing.
+
+    Raises:
+        ModelUnavailable: the manifest cannot be read.
+    """
+    try:
+        return Manifest.read(models)
+    except ManifestError as error:
+        raise ModelUnavailable(f"{error}; write it again with python -m builder bake") from error
+
+
+def broken_promises(models: Path, manifest: Manifest | None) -> Iterator[tuple[Entry, str]]:
+    """Each entry of the manifest whose file is not there in its size, with a sentence about it."""
+    for entry in manifest.files if manifest else ():
+        path = models / entry.path
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.bytes:
+            found = "missing" if size is None else f"{size} bytes long"
+            promised = f"the manifest promises {entry.bytes} bytes"
+            yield entry, f"{entry.path} is {found}, {promised}; run python -m builder bake"
