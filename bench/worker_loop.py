@@ -2,7 +2,8 @@
 
 `python -m bench.worker_loop idle [--real] [--jobs 12]`: the device's idle time, beside a plain sync handler's.
 `python -m bench.worker_loop queue [--seconds 2]`: what prefetching costs where several workers share a queue.
-`python -m bench.worker_loop soak [--jobs 200] [--fake]`: a burst of good, bad, cancelled and oversize jobs.
+`python -m bench.worker_loop soak [--jobs 200] [--fake]`: a burst of good, bad, cancelled and oversize jobs,
+after the idle time of both handlers.
 """
 
 import argparse
@@ -42,7 +43,10 @@ def main() -> None:
             case "queue":
                 compare_concurrency(models, options.seconds)
             case "soak":
-                soak(models, request(options.seconds), "fake" if options.fake else "real", options.jobs or 200)
+                device = "fake" if options.fake else "real"
+                compare_idle(models, device, 6, options.seconds)
+                print()
+                soak(models, request(options.seconds), device, options.jobs or 200)
 
 
 def request(seconds: float = 0.0) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from builder import tiny
+from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, CHECKPOINT_FOLDER, CHECKPOINT_REPOSITORY
+from tests.builder.loopback_hub import LoopbackHub, Repository
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,3 +50,17 @@ def run(tmp_path: Path, tiny_models: Path) -> Run:
 def events(output: str) -> list[dict[str, Any]]:
     """The events that a program logged among its other lines."""
     return [json.loads(line) for line in output.splitlines() if line.startswith('{"time"')]
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def hub_of(models: Path) -> LoopbackHub:
+    """A hub that publishes the tiny model as the real one is published."""
+    return LoopbackHub(
+        {
+            BASE_REPOSITORY: Repository(files_below(models / BASE_FOLDER), "a" * 40),
+            CHECKPOINT_REPOSITORY: Repository(files_below(models / CHECKPOINT_FOLDER), "b" * 40),
+        }
+    )

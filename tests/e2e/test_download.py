@@ -1,32 +1,11 @@
 from pathlib import Path
 
-from qwen_edit.catalog import (
-    BASE_FOLDER,
-    BASE_REPOSITORY,
-    CHECKPOINT_FOLDER,
-    CHECKPOINT_REPOSITORY,
-    LIGHTNING,
-    ORIGINAL,
-)
+from qwen_edit.catalog import BASE_REPOSITORY, LIGHTNING, ORIGINAL
 from qwen_edit.manifest import Manifest
-from tests.builder.loopback_hub import LoopbackHub, Repository
-from tests.e2e.conftest import Run, events
+from tests.builder.loopback_hub import LoopbackHub
+from tests.e2e.conftest import Run, events, hub_of
 
 LOAD = "from qwen_edit import Editor; print(sorted(Editor.load()._pipeline.components))"
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def hub_of(models: Path) -> LoopbackHub:
-    """A hub that publishes the tiny model as the real one is published."""
-    return LoopbackHub(
-        {
-            BASE_REPOSITORY: Repository(files_below(models / BASE_FOLDER), "a" * 40),
-            CHECKPOINT_REPOSITORY: Repository(files_below(models / CHECKPOINT_FOLDER), "b" * 40),
-        }
-    )
 
 
 def test_a_worker_that_may_download_fetches_the_preferred_checkpoint_and_loads(

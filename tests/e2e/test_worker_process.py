@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.e2e.conftest import hub_of
 from tests.e2e.control_plane import ControlPlane
 from tests.e2e.loop_worker import PATIENCE, ROOT, LoopWorker, running
 
@@ -71,6 +72,22 @@ def test_the_real_pipeline_edits_reports_and_is_cancelled_in_the_loop(
         assert picture.format == "WEBP"
         assert max(picture.size) <= 256
     assert re.search(r"[A-Za-z0-9+/]{100}", worker.output()) is None
+
+
+def test_a_worker_that_may_download_fetches_its_weights_before_its_first_job(
+    plane: ControlPlane, models: Path, tmp_path: Path, good: dict[str, Any]
+) -> None:
+    plane.submit("patient", good)
+    empty = tmp_path / "empty"
+
+    with (
+        hub_of(models) as hub,
+        running(plane, empty, tmp_path, QWEN_EDIT_ALLOW_DOWNLOAD="1", HF_ENDPOINT=hub.url) as worker,
+    ):
+        reply = plane.result("patient", timeout=PATIENCE)
+        worker.terminate()
+
+    assert reply["output"]["model_config"]["revision"] == "b" * 40
 
 
 def test_a_worker_without_weights_ends_before_it_takes_a_job_and_says_why(
