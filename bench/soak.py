@@ -23,7 +23,7 @@ SETTLE = 0.3
 """Seconds. The SDK does not hear of a cancel in the tenth of a second between its taking a job and starting it."""
 
 EARLY = 20
-"""The job after which memory is measured for the first time."""
+"""The jobs of the first burst, after which memory is measured for the first time. The rest are the second."""
 
 GROWTH = 0.05
 """Memory may grow by this share from then to the end."""
@@ -60,21 +60,30 @@ def soak(models: Path, good: dict[str, Any], device: str, jobs: int) -> None:
 
 
 def _run(plane: ControlPlane, worker: LoopWorker, kinds: dict[str, Kind], good: dict[str, Any]) -> tuple[int, int]:
-    """Returns the worker's resident bytes after job `EARLY` and after the last one."""
-    for job, kind in kinds.items():
-        plane.submit(job, _payload(kind, good))
-    threading.Thread(target=_cancel, args=(plane, kinds), daemon=True).start()
-    early = 0
-    for number, (job, kind) in enumerate(kinds.items(), start=1):
-        if kind == "cancelled":
-            plane.taken(job, timeout=600)
-        else:
+    """Returns the worker's resident bytes after the first `EARLY` jobs and after the last one."""
+    names = list(kinds)
+    return _burst(plane, worker, kinds, names[:EARLY], good), _burst(plane, worker, kinds, names[EARLY:], good)
+
+
+def _burst(
+    plane: ControlPlane, worker: LoopWorker, kinds: dict[str, Kind], names: list[str], good: dict[str, Any]
+) -> int:
+    """Queue jobs at once and wait for all ends. Returns the resident bytes then, with nothing on the device.
+
+    While an edit runs they are up to a gigabyte more, depending on the layer that it is in.
+    """
+    for job in names:
+        plane.submit(job, _payload(kinds[job], good))
+    cancelling = threading.Thread(target=_cancel, args=(plane, [job for job in names if kinds[job] == "cancelled"]))
+    cancelling.start()
+    for job in names:
+        if kinds[job] != "cancelled":
             plane.result(job, timeout=600)
-        if number == EARLY:
-            early = _resident(worker)
-    plane.submit("sentinel", good)
-    plane.result("sentinel", timeout=600)  # what was cancelled last has left the device
-    return early, _resident(worker)
+    cancelling.join()
+    sentinel = f"sentinel-{len(names)}"
+    plane.submit(sentinel, good)
+    plane.result(sentinel, timeout=600)  # what was cancelled last has left the device
+    return _resident(worker)
 
 
 def _payload(kind: Kind, good: dict[str, Any]) -> dict[str, Any]:
@@ -88,9 +97,8 @@ def _payload(kind: Kind, good: dict[str, Any]) -> dict[str, Any]:
     return good
 
 
-def _cancel(plane: ControlPlane, kinds: dict[str, Kind]) -> None:
+def _cancel(plane: ControlPlane, doomed: list[str]) -> None:
     """Cancel every other one while it waits for the device, and the rest when they are on it."""
-    doomed = [job for job, kind in kinds.items() if kind == "cancelled"]
     for number, job in enumerate(doomed):
         plane.taken(job, timeout=3600)
         time.sleep(SETTLE)
