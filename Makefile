@@ -12,8 +12,9 @@ run: $(TINY)/manifest.json
 	@MODEL_CACHE_DIR=$(TINY) QWEN_EDIT_SAVE_DIR=outputs RUNPOD_LOG_LEVEL=WARN $(PYTHON) handler.py
 	@echo "The edited picture: $$(ls -t outputs/* | head -n 1)"
 
+# Two processes of one thread each: much of the suite waits for programs that it started.
 test: $(INSTALLED)
-	@$(PYTHON) -m pytest
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	@$(VENV)/bin/ruff check .

@@ -98,16 +98,12 @@ def _times(rivals: list[str], path: Path, device: str, rounds: int, *, cold: boo
     for _ in range(rounds + 1):
         for rival in rivals:
             if cold:
-                _drop(path)
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             command = [sys.executable, "-m", "bench.reading", "--once", rival, "--file", str(path), "--device", device]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             times[rival].append(float(done.stdout.split()[-1]))
     return {rival: seconds[1:] for rival, seconds in times.items()}
-
-
-def _drop(path: Path) -> None:
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _print(state: str, times: dict[str, list[float]], size: int) -> None:

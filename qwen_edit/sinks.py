@@ -39,8 +39,8 @@ class Direct:
     """
 
     def allocate(self, size: int) -> Tensor:
-        # Not in huge pages: `bench/reading.py` finds them up to three times faster to fill where the machine has them
-        # at hand, and up to five times slower where a virtual machine must ask its host for them first.
+        # Not in huge pages: on a virtual machine `bench/reading.py` finds them two to four times slower to fill where
+        # the host has to find them first, as in a new process, if up to three times faster once they are there.
         return torch.empty(size, dtype=torch.uint8)
 
     def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:

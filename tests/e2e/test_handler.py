@@ -70,7 +70,7 @@ def test_a_child_of_the_worker_does_not_load_the_model_again(run: Run, tmp_path:
     script = tmp_path / "heartbeat.py"
     script.write_text(program)
 
-    done = run(str(script))
+    done = run(str(script), PYTHONPATH=str(ROOT))
 
     assert "child 0" in done.stdout, done.stderr
     assert len([event for event in events(done.stdout) if event["event"] in ("loaded", "not loaded")]) <= 1
