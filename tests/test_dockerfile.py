@@ -41,6 +41,23 @@ def test_what_is_copied_below_the_weights_is_what_a_bake_imports_and_no_more(tmp
     assert {str(file.relative_to(tmp_path)) for file in files} == below_the_weights()
 
 
+def test_what_is_copied_below_the_tiny_weights_is_enough_to_write_them(tmp_path):
+    tiny = next(number for number, step in enumerate(STEPS) if "builder tiny" in step)
+    copies = [step.split()[1:] for step in STEPS[:tiny] if step.startswith("COPY ") and "requirements" not in step]
+    for *sources, target in copies:
+        for source in sources:
+            if source.endswith("/"):
+                shutil.copytree(ROOT / source, tmp_path / target, dirs_exist_ok=True)
+            else:
+                (tmp_path / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, tmp_path / target)
+    program = "import sys; sys.path.insert(0, '.'); import builder.tiny; print(builder.tiny.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith(str(tmp_path)), done.stderr
+
+
 def test_a_bake_imports_no_package_that_its_lock_does_not_pin():
     modules = {name.split(".")[0] for source in below_the_weights() for name in imports_of(ROOT / source)}
     packages = modules - sys.stdlib_module_names - {"builder", "qwen_edit"}
