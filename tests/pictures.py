@@ -75,9 +75,10 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 def swapped_profile() -> bytes:
     """A profile of a display whose red primary is green and the other way round."""
     profile = SRGB.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
-    profile = profile.replace(b"rXYZ", b"#", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"#", b"gXYZ", 1)
-    assert len(profile) == len(SRGB)
-    return profile
+    red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
+    swapped = bytearray(profile)
+    swapped[red : red + 4], swapped[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(swapped)
 
 
 def grey_profile() -> bytes:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,8 +206,9 @@ def test_an_unforeseen_failure_is_told_as_a_sentence_with_the_jobs_id_and_logged
 
 def test_a_failure_is_told_without_waiting_for_the_job_behind_it(plane: ControlPlane, good: Job) -> None:
     plane.submit("failing", {**good, "prompt": "fail_late"})
+    plane.taken("failing")
+    time.sleep(1)  # it is on the device now, and stays there for two seconds
     plane.submit("behind", {**good, "prompt": "pace 0.5"})
-    plane.taken("behind")
 
     plane.result("failing")
     plane.result("behind")
