@@ -71,7 +71,8 @@ RUN pip install --no-compile --no-deps --require-hashes -r requirements/serve.lo
         || echo "no bytecode for the above"; }
 
 COPY builder/ builder/
-COPY qwen_edit/disk.py qwen_edit/errors.py qwen_edit/header.py qwen_edit/
+COPY qwen_edit/errors.py qwen_edit/
+COPY qwen_edit/weights/ qwen_edit/weights/
 COPY qwen_edit/svdq/ qwen_edit/svdq/
 RUN [ "$PROFILE" = production ] || python -m builder tiny
 

@@ -205,7 +205,7 @@ def _instanttensor(path: Path, device: str) -> float:
 def _ours(path: Path, device: str, **how: object) -> float:
     import torch
 
-    from qwen_edit.weights import Weights
+    from qwen_edit.weights.reader import Weights
 
     def read() -> object:
         with Weights([path], torch.device(device), **how) as weights:
@@ -218,7 +218,7 @@ def _huge_pages(path: Path, device: str) -> float:
     """Ours, but into memory for which the kernel is asked for huge pages."""
     import torch
 
-    from qwen_edit.sinks import Direct
+    from qwen_edit.weights.sinks import Direct
 
     class HugePages(Direct):
         def allocate(self, size: int) -> torch.Tensor:

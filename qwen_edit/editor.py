@@ -15,7 +15,6 @@ from PIL import Image
 
 from qwen_edit.bucket import Bucket
 from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, RANK, Checkpoint
-from qwen_edit.disk import Prefetch
 from qwen_edit.download import fetch_missing
 from qwen_edit.errors import Cancelled, OutOfMemory
 from qwen_edit.exchange import Prepared, Rendered, prepare, respond
@@ -27,10 +26,11 @@ from qwen_edit.selection import Plan, available, supported_steps
 from qwen_edit.settings import Settings
 from qwen_edit.step import OnStep, Step
 from qwen_edit.svdq.checkpoint import read_header
+from qwen_edit.weights.disk import Prefetch
 
 if TYPE_CHECKING:
     from qwen_edit.models.pipeline import EditPipeline
-    from qwen_edit.weights import Weights
+    from qwen_edit.weights.reader import Weights
 
 SAVED_MEMORY = (
     "the device was short of memory: the pictures were made one at a time and the VAE worked in tiles, "
@@ -84,7 +84,7 @@ class Editor:
         # torch is there, the files are read to the device before diffusers and transformers are.
         with Prefetch(files):
             from qwen_edit.models.device import choose_device, out_of_memory, require_memory
-            from qwen_edit.weights import Weights
+            from qwen_edit.weights.reader import Weights
 
             _go_on(cancelled)
             device = choose_device(settings)
@@ -185,7 +185,7 @@ class Editor:
         if checkpoint == self._checkpoint:
             return
         from qwen_edit.models.device import out_of_memory
-        from qwen_edit.weights import Weights
+        from qwen_edit.weights.reader import Weights
 
         path = self.settings.models / checkpoint.path
         read_header(path)  # a file that cannot be used does not cost the one that is

@@ -7,7 +7,7 @@ from qwen_edit.catalog import BASE_FOLDER, Checkpoint
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.manifest import Entry, Manifest, ManifestError
 from qwen_edit.selection import available
-from qwen_edit.shards import shards
+from qwen_edit.weights.shards import shards
 
 BASE_FILES = (
     "scheduler/scheduler_config.json",

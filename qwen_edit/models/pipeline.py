@@ -25,7 +25,7 @@ from qwen_edit.selection import Plan, default_size
 from qwen_edit.step import OnStep, Step
 from qwen_edit.stopwatch import Stopwatch
 from qwen_edit.svdq.checkpoint import read_header
-from qwen_edit.weights import Weights, folder_tensors
+from qwen_edit.weights.reader import Weights, folder_tensors
 
 _SHOWN_SCHEDULE = (
     "base_image_seq_len",

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_edit import header
 from qwen_edit.errors import ModelUnavailable
-from qwen_edit.header import Header, TensorEntry, parse_object, show
 from qwen_edit.svdq.modules import (
     CONFIG_DEFAULTS,
     RANK_TENSOR,
@@ -16,6 +14,8 @@ from qwen_edit.svdq.modules import (
     top_level_tensors,
     total_bytes,
 )
+from qwen_edit.weights import header
+from qwen_edit.weights.header import Header, TensorEntry, parse_object, show
 
 _MAX_LAYERS = 1024  # far above any real model; it keeps the list of expected tensors small
 _MAX_SIZE = 2**20  # the same for every other number of a config

@@ -13,7 +13,7 @@ from qwen_edit import Editor
 from qwen_edit.catalog import BASE_FOLDER
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.models.text_encoder import load_text_encoder
-from qwen_edit.weights import read_folder
+from qwen_edit.weights.reader import read_folder
 
 CPU = torch.device("cpu")
 

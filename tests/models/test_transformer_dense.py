@@ -6,7 +6,7 @@ from diffusers import QwenImageTransformer2DModel
 from qwen_edit.catalog import LIGHTNING
 from qwen_edit.models.transformer_dense import load_dense
 from qwen_edit.svdq import dense_state_dict, read_header
-from qwen_edit.weights import Weights
+from qwen_edit.weights.reader import Weights
 
 
 def load(path: Path) -> QwenImageTransformer2DModel:

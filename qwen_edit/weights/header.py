@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from qwen_edit.disk import fill, open_file
 from qwen_edit.errors import ModelUnavailable
+from qwen_edit.weights.disk import fill, open_file
 
 MAX_HEADER_BYTES = 100_000_000
 """The most that the safetensors library reads as a header."""

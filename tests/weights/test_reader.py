@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qwen_edit.errors import Cancelled, ModelUnavailable
-from qwen_edit.header import ITEM_BYTES
-from qwen_edit.placement import ALIGNMENT, Block
-from qwen_edit.sinks import Direct
-from qwen_edit.weights import DTYPES, Weights, read_folder
+from qwen_edit.weights.header import ITEM_BYTES
+from qwen_edit.weights.placement import ALIGNMENT, Block
+from qwen_edit.weights.reader import DTYPES, Weights, read_folder
+from qwen_edit.weights.sinks import Direct
 
 CPU = torch.device("cpu")
 BLOCK = 1000

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qwen_edit.header import Header
+from qwen_edit.weights.header import Header
 
 ALIGNMENT = 64
 """Bytes. A tensor begins at a multiple of it, as from PyTorch's own CPU allocator; vector loads on a GPU need 16."""

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qwen_edit.sinks import Staged
-from qwen_edit.weights import Weights
+from qwen_edit.weights.reader import Weights
+from qwen_edit.weights.sinks import Staged
 
 
 class LateCopy:

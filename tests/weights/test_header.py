@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from qwen_edit import header
 from qwen_edit.errors import ModelUnavailable
+from qwen_edit.weights import header
 
 Described = dict[str, Any]
 A: Described = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
@@ -246,6 +246,7 @@ def test_flipped_bytes_never_make_a_file_that_safetensors_refuses(flips: list[tu
 
 
 def test_reading_a_header_needs_no_torch() -> None:
-    program = "import sys; import qwen_edit.header, qwen_edit.shards, qwen_edit.disk; print('torch' in sys.modules)"
+    modules = ", ".join(f"qwen_edit.weights.{name}" for name in ("disk", "header", "placement", "shards"))
+    program = f"import sys; import {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_edit.disk import Identity, Prefetch, fill, open_file
+from qwen_edit.weights.disk import Identity, Prefetch, fill, open_file
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qwen_edit.disk import fill
-from qwen_edit.placement import Block
+from qwen_edit.weights.disk import fill
+from qwen_edit.weights.placement import Block
 
 
 class Sink(Protocol):

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_edit.header import Header, TensorEntry
-from qwen_edit.placement import ALIGNMENT, place
+from qwen_edit.weights.header import Header, TensorEntry
+from qwen_edit.weights.placement import ALIGNMENT, place
 
 START = 50
 

@@ -13,12 +13,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from qwen_edit import header
-from qwen_edit.disk import Identity, open_file
 from qwen_edit.errors import Cancelled
-from qwen_edit.placement import Block, place
-from qwen_edit.shards import shards
-from qwen_edit.sinks import Sink, sink_for
+from qwen_edit.weights import header
+from qwen_edit.weights.disk import Identity, open_file
+from qwen_edit.weights.placement import Block, place
+from qwen_edit.weights.shards import shards
+from qwen_edit.weights.sinks import Sink, sink_for
 
 READERS = 8
 BLOCK_BYTES = 32 << 20
