@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from qwen_edit.bucket import Bucket
-from qwen_edit.catalog import BASE_FOLDER, BASE_REPOSITORY, RANK, Checkpoint
+from qwen_edit.catalog import BASE_REPOSITORY, RANK, Checkpoint
 from qwen_edit.download import fetch_missing
 from qwen_edit.errors import Cancelled, OutOfMemory
 from qwen_edit.exchange import Prepared, Rendered, prepare, respond
@@ -25,12 +25,11 @@ from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, StartTimings
 from qwen_edit.selection import Plan, available, supported_steps
 from qwen_edit.settings import Settings
 from qwen_edit.step import OnStep, Step
-from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.weights.disk import Prefetch
 
 if TYPE_CHECKING:
+    from qwen_edit.models.loader import Loader
     from qwen_edit.models.pipeline import EditPipeline
-    from qwen_edit.weights.reader import Weights
 
 SAVED_MEMORY = (
     "the device was short of memory: the pictures were made one at a time and the VAE worked in tiles, "
@@ -50,12 +49,15 @@ def never() -> bool:
 class Editor:
     """Loads once, edits many times, one edit at a time."""
 
-    def __init__(self, settings: Settings, pipeline: "EditPipeline", manifest: Manifest | None) -> None:
+    def __init__(
+        self, settings: Settings, loader: "Loader", pipeline: "EditPipeline", manifest: Manifest | None
+    ) -> None:
         self.settings = settings
         self.bucket = Bucket(settings.bucket) if settings.bucket else None
+        self.setup = loader.setup
+        self._loader = loader
         self._pipeline = pipeline
         self._manifest = manifest
-        self._checkpoint: Checkpoint | None = None
         self.start: StartTimings | None = None
         self._lock = Lock()
 
@@ -78,29 +80,34 @@ class Editor:
             fetch_missing(settings.models)
         checkpoint, *others = require_checkpoints(settings.models)
         manifest = read_manifest(settings.models)
-        files = [*base_weights(settings.models), settings.models / checkpoint.path]
+        base, path = base_weights(settings.models), settings.models / checkpoint.path
         started = time.perf_counter()
         # The slow imports stand here, in the order of what they let begin: the disk is asked for the files before
         # torch is there, the files are read to the device before diffusers and transformers are.
-        with Prefetch(files):
-            from qwen_edit.models.device import choose_device, out_of_memory, require_memory
-            from qwen_edit.weights.reader import Weights
+        with Prefetch([*base, path]):
+            from qwen_edit.models.device import out_of_memory
+            from qwen_edit.models.loader import Loader
 
             _go_on(cancelled)
-            device = choose_device(settings)
-            require_memory(device, files[:-1], read_header(files[-1]))
-            with out_of_memory("the model does not fit the device's memory"), Weights(files, device) as weights:
-                from qwen_edit.models.pipeline import EditPipeline
+            loader = Loader.for_device(settings, base, checkpoint)
+            too_large = "the model does not fit the device's memory"
+            with out_of_memory(too_large), loader.begin(base, checkpoint) as arriving:
+                from qwen_edit.models.lean_torch import lean_torch
 
-                imported = time.perf_counter()
-                _go_on(cancelled)
-                editor = cls(settings, EditPipeline.load(settings.models / BASE_FOLDER, weights), manifest)
-                _go_on(cancelled)
-                editor._use(checkpoint, weights)
+                if settings.compiled:
+                    import torch._dynamo  # noqa: F401 - it sees to it that diffusers is imported with what it marks
+
+                with lean_torch():
+                    import qwen_edit.models.assembly  # noqa: F401 - the slowest import, while the above is under way
+
+                    imported = time.perf_counter()
+                    _go_on(cancelled)
+                    pipeline = loader.assemble(arriving, checkpoint, compiled=settings.compiled)
+        editor = cls(settings, loader, pipeline, manifest)
         editor.start = StartTimings(
             imports=_ms(imported - started),
-            read=_ms(weights.stats.seconds),
-            read_bytes=weights.stats.bytes,
+            read=_ms(arriving.read_seconds),
+            read_bytes=arriving.read_bytes,
             assemble=_ms(time.perf_counter() - imported),
             total=_ms(time.perf_counter() - started),
         )
@@ -138,7 +145,9 @@ class Editor:
                 self._change_to(prepared.plan.checkpoint)
             pictures, warnings = self._pictures(prepared, on_step, cancelled)
             start, self.start = self.start, None
-            return Rendered(pictures, self._describe(prepared.plan), watch.milliseconds, start, warnings)
+            standing = (self.setup.choice.warning,) if self.setup.choice.warning else ()
+            described = self._describe(prepared.plan)
+            return Rendered(pictures, described, watch.milliseconds, start, (*standing, *warnings))
 
     def warm_up(self) -> None:
         """Render a grey picture in two steps, so that no job waits for what a device does only once.
@@ -146,7 +155,8 @@ class Editor:
         A GPU chooses its kernels by size, so there it is of the usual size; a CPU does not, and is slow.
         """
         with self._lock:
-            checkpoint = self._checkpoint or available(self.settings.models)[0]
+            started = time.perf_counter()
+            checkpoint = self._loader.checkpoint or available(self.settings.models)[0]
             self._change_to(checkpoint)
             side = 1024 if self._pipeline.text_encoder.device.type == "cuda" else 256
             guided = checkpoint.true_cfg_scale > 1
@@ -161,6 +171,7 @@ class Editor:
                 num_images=1,
             )
             self._pipeline.render(Image.new("RGB", (side, side), "grey"), "warm up", steps, ignore, never)
+            self._count_warm_up(time.perf_counter() - started)
 
     def is_broken(self) -> bool:
         """Whether the device has stopped answering, which only a new process mends."""
@@ -182,24 +193,17 @@ class Editor:
         return pictures, (SAVED_MEMORY,)
 
     def _change_to(self, checkpoint: Checkpoint) -> None:
-        if checkpoint == self._checkpoint:
+        if checkpoint == self._loader.checkpoint:
             return
         from qwen_edit.models.device import out_of_memory
-        from qwen_edit.weights.reader import Weights
 
-        path = self.settings.models / checkpoint.path
-        read_header(path)  # a file that cannot be used does not cost the one that is
-        self._checkpoint = None
-        self._pipeline.drop_transformer()
-        with (
-            out_of_memory(f"the {checkpoint.name} checkpoint does not fit the device's memory"),
-            Weights([path], self._pipeline.text_encoder.device) as weights,
-        ):
-            self._use(checkpoint, weights)
+        with out_of_memory(f"the {checkpoint.name} checkpoint does not fit the device's memory"):
+            self._loader.change(self._pipeline, checkpoint)
 
-    def _use(self, checkpoint: Checkpoint, weights: "Weights") -> None:
-        self._pipeline.use(checkpoint, self.settings.models, weights)
-        self._checkpoint = checkpoint
+    def _count_warm_up(self, seconds: float) -> None:
+        if self.start is not None:
+            total = self.start.total + _ms(seconds)
+            self.start = self.start.model_copy(update={"warm_up": _ms(seconds), "total": round(total, 1)})
 
     def _warm_cache(self, others: Sequence[Checkpoint]) -> None:
         """Ask for the checkpoints that are not on the device, so that a change to one does not wait for the disk."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from qwen_edit.backend import HOW_TO_INSTALL, find_engine
 from qwen_edit.catalog import CHECKPOINTS
 from qwen_edit.errors import EditError
 from qwen_edit.log import log
@@ -16,12 +17,10 @@ class UnfitError(Exception):
 
 
 def checks(settings: Settings) -> list[Callable[[], None]]:
-    """The checks of the files, the cheapest first; the device is checked as the editor loads.
+    """The checks of the engine and the files, the cheapest first; the device is checked as the editor loads.
 
-    Each raises `UnfitError`. A worker that may download has none of them: its load mends what they would find.
+    Each raises `UnfitError`. A worker that may download has none of the files': its load mends what they would find.
     """
-    if settings.allow_download:
-        return []
 
     def base_model_is_whole() -> None:
         check_base(settings.models)
@@ -29,7 +28,18 @@ def checks(settings: Settings) -> list[Callable[[], None]]:
     def a_checkpoint_is_whole() -> None:
         check_checkpoints(settings.models)
 
-    return [base_model_is_whole, a_checkpoint_is_whole]
+    engine = [check_engine] if settings.backend == "nunchaku" else []
+    return engine if settings.allow_download else [*engine, base_model_is_whole, a_checkpoint_is_whole]
+
+
+def check_engine() -> None:
+    """The engine that QWEN_EDIT_BACKEND=nunchaku needs is installed; whether it can be imported is seen at the load.
+
+    Raises:
+        UnfitError: it is not, or it is another package.
+    """
+    if fault := find_engine().fault:
+        raise UnfitError(f"QWEN_EDIT_BACKEND is nunchaku, but {fault}; {HOW_TO_INSTALL}")
 
 
 def check_base(models: Path) -> None:

@@ -153,6 +153,7 @@ class StartTimings(BaseModel):
     read: float
     read_bytes: int
     assemble: float
+    warm_up: float = 0.0
     total: float
 
 

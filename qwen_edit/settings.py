@@ -11,8 +11,8 @@ from qwen_edit.catalog import MODELS
 from qwen_edit.errors import SettingsError
 
 Device = Literal["auto", "cuda", "cpu"]
-Backend = Literal["auto", "nunchaku", "dense"]
-Offload = Literal["auto", "none", "model"]
+Backend = Literal["auto", "nunchaku", "dense", "dense-fp8"]
+Offload = Literal["auto", "none", "model", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Settings:
     device: Device = "auto"
     backend: Backend = "auto"
     offload: Offload = "auto"
+    compiled: bool = False
     allow_download: bool = False
     allow_urls: bool = False
     concurrency: int = 2
@@ -126,6 +127,7 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "QWEN_EDIT_DEVICE": ("device", lambda name, text: _choice(name, text, get_args(Device))),
     "QWEN_EDIT_BACKEND": ("backend", lambda name, text: _choice(name, text, get_args(Backend))),
     "QWEN_EDIT_OFFLOAD": ("offload", lambda name, text: _choice(name, text, get_args(Offload))),
+    "QWEN_EDIT_COMPILE": ("compiled", _switch),
     "QWEN_EDIT_ALLOW_DOWNLOAD": ("allow_download", _switch),
     "QWEN_EDIT_ALLOW_URLS": ("allow_urls", _switch),
     "QWEN_EDIT_CONCURRENCY": ("concurrency", lambda name, text: _integer(name, text, 1, 64)),

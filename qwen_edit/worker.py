@@ -8,14 +8,15 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from qwen_edit import fitness, runpod_sdk
 from qwen_edit.editor import Editor
-from qwen_edit.errors import EditError, InternalError, SettingsError
+from qwen_edit.errors import Cancelled, EditError, InternalError, SettingsError
 from qwen_edit.exchange import Prepared, Rendered, prepare, respond
+from qwen_edit.host_memory import release_free_memory
 from qwen_edit.log import log
 from qwen_edit.payload import Delivery, Encoded, limit_for, safe_name
 from qwen_edit.progress import Progress
@@ -42,6 +43,7 @@ class Worker:
         self._gpu = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
         self._stopping = threading.Event()
         self._editor: Future[Editor] | None = None
+        self._held = 0
         self._started = time.perf_counter()
 
     @classmethod
@@ -79,7 +81,8 @@ class Worker:
             await asyncio.get_running_loop().run_in_executor(self._gpu, editor.warm_up)
         except EditError as error:
             raise fitness.UnfitError(error.sentence) from error
-        log("warm", seconds=round(time.perf_counter() - self._started, 3))
+        start = editor.start.model_dump() if editor.start else None
+        log("warm", seconds=round(time.perf_counter() - self._started, 3), start=start)
 
     def close(self) -> None:
         """Stop loading at the next opportunity and let the thread go."""
@@ -89,6 +92,7 @@ class Worker:
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one job: the response of the contract, or `{"error": "<code>: <sentence>"}`."""
         job_id = str(job.get("id", "unknown"))
+        self._held += 1
         try:
             return await self._answer(job_id, job.get("input"))
         except EditError as refusal:
@@ -101,6 +105,9 @@ class Worker:
             error = InternalError(f"the edit failed; the worker's log has the details under job {job_id}")
             renewal = {"refresh_worker": True} if isinstance(failure, DeviceLostError) else {}
             return {"error": str(error), **renewal}
+        finally:
+            self._held -= 1
+            self._rest()
 
     async def _answer(self, job_id: str, payload: object) -> dict[str, Any]:
         request = EditRequest.parse(payload)
@@ -121,6 +128,12 @@ class Worker:
             log("not saved", "error", job=job_id, error=f"{type(error).__name__}: {error}")
         log("edited", job=job_id, saved=saved, reply={key: reply[key] for key in LOGGED})
         return reply
+
+    def _rest(self) -> None:
+        """Give memory back where no job is left, behind what a cancelled one may still have on the device."""
+        if not self._held:
+            with suppress(RuntimeError):  # the worker is closed
+                self._gpu.submit(release_free_memory)
 
     async def _loaded(self) -> Editor:
         # Shielded: the job that waits may be cancelled, the load is everybody's.
@@ -155,11 +168,14 @@ class Worker:
         started = time.perf_counter()
         try:
             editor = Editor.load(self.settings, self._stopping.is_set)
+        except Cancelled:  # by `close`
+            log("load stopped")
+            raise
         except EditError as error:
             log("not loaded", "error", error=str(error), cause=_cause(error), models=str(self.settings.models))
             raise
         start = editor.start.model_dump() if editor.start else None
-        log("loaded", seconds=round(time.perf_counter() - started, 3), start=start)
+        log("loaded", seconds=round(time.perf_counter() - started, 3), start=start, setup=editor.setup.log_fields())
         return editor
 
     def _save(self, job_id: str, seed: int, encoded: Encoded) -> list[str]:

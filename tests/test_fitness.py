@@ -72,3 +72,12 @@ def test_a_damaged_checkpoint_is_named_where_there_is_no_manifest(copy: Path) ->
 def test_a_directory_without_checkpoints_is_unfit(tmp_path: Path) -> None:
     with pytest.raises(UnfitError, match="MODEL_CACHE_DIR"):
         run_checks(tmp_path)
+
+
+@pytest.mark.parametrize("allow_download", [False, True])
+def test_an_engine_that_is_asked_for_and_not_installed_is_said_first(tmp_path: Path, allow_download: bool) -> None:
+    first, *others = fitness.checks(Settings(models=tmp_path, backend="nunchaku", allow_download=allow_download))
+
+    with pytest.raises(UnfitError, match="QWEN_EDIT_BACKEND is nunchaku, but nunchaku is not installed; install the"):
+        first()
+    assert len(others) == (0 if allow_download else 2)

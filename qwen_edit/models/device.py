@@ -1,38 +1,133 @@
 """Where the model runs, and in which precision."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
+from qwen_edit.backend import BackendName, Card, Choice, Engine, choose_backend, find_engine
 from qwen_edit.errors import ModelUnavailable, OutOfMemory
+from qwen_edit.memory_plan import MemoryPlan, OffloadName, Parts, fits, parts_of, plan_memory
 from qwen_edit.settings import Settings
 from qwen_edit.svdq.checkpoint import CheckpointInfo
 
-FIRST_WITH_BFLOAT16 = (8, 0)
-"""Compute capability of Ampere, the first GPUs with bfloat16 in hardware."""
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how the model runs on this machine. The CPU has no plan for its memory."""
+
+    device: torch.device
+    choice: Choice
+    memory: MemoryPlan | None
+
+    @property
+    def offload(self) -> OffloadName:
+        return self.memory.offload if self.memory else "none"
+
+    @property
+    def tiling(self) -> bool:
+        """Whether the VAE works in tiles."""
+        return self.memory is not None and self.memory.tiling
+
+    def log_fields(self) -> dict[str, object]:
+        """What the log says of it: the reason for the backend, and the peaks of memory that are expected, in GB."""
+        peaks = {} if self.memory is None else {"load_gb": self.memory.load / 1e9, "edit_gb": self.memory.edit / 1e9}
+        return {
+            "backend": self.choice.backend,
+            "reason": self.choice.reason,
+            "offload": self.offload,
+            "tiling": self.tiling,
+            **{name: round(size, 1) for name, size in peaks.items()},
+        }
 
 
-def choose_device(settings: Settings) -> torch.device:
-    """The device the settings ask for.
+def set_up(
+    settings: Settings,
+    text_encoder: int,
+    vae: int,
+    checkpoint: CheckpointInfo,
+    *,
+    packed_modulation: bool,
+    window: int | None,
+) -> Setup:
+    """Choose device, backend and offload, and see that the model fits, before any of it is read.
+
+    Args:
+        text_encoder: bytes of its weights that are read; see `weight_bytes`.
+        vae: the same.
+        checkpoint: the header of the checkpoint that comes first.
+        packed_modulation: whether the dense backends keep the modulation layers as they are in the file.
+        window: how many blocks of the file are on the device at once while they are expanded; None is all of it.
 
     Raises:
-        ModelUnavailable: they ask for something this machine or this version does not have.
+        ModelUnavailable: the settings ask for what this machine does not have, or the model does not fit it.
     """
-    if settings.backend == "nunchaku":
-        raise ModelUnavailable("QWEN_EDIT_BACKEND is nunchaku, which this version does not run yet; use auto or dense")
-    if settings.offload == "model":
-        raise ModelUnavailable("QWEN_EDIT_OFFLOAD is model, which this version does not do yet; use auto or none")
+
+    def parts(backend: BackendName) -> Parts:
+        return parts_of(backend, text_encoder, vae, checkpoint, packed_modulation=packed_modulation, window=window)
+
+    device = _device(settings)
+    card = read_card(device) if device.type == "cuda" else None
+    return Setup(device, *settle(settings, card, find_engine(), parts))
+
+
+def settle(
+    settings: Settings, card: Card | None, engine: Engine, parts: Callable[[BackendName], Parts]
+) -> tuple[Choice, MemoryPlan | None]:
+    """The backend and the plan for the memory that suit a card; None is the CPU.
+
+    Args:
+        parts: the sizes of the model for a backend.
+
+    Raises:
+        ModelUnavailable: see `choose_backend` and `plan_memory`.
+    """
+    dense_fits = card is None or fits(parts("dense"), card.free, settings.offload)
+    choice = choose_backend(card, engine, settings.backend, dense_fits=dense_fits)
+    if card is not None:
+        return choice, _plan(settings, card, choice.backend, parts)
+    if settings.offload in ("model", "blocks"):
+        raise ModelUnavailable(
+            f"QWEN_EDIT_OFFLOAD is {settings.offload}, which saves the memory of a GPU, and there is none; "
+            "leave it out or set none"
+        )
+    return choice, None
+
+
+def _plan(settings: Settings, card: Card, backend: BackendName, parts: Callable[[BackendName], Parts]) -> MemoryPlan:
+    try:
+        return plan_memory(parts(backend), card.free, settings.offload, f"the GPU {card.name}")
+    except ModelUnavailable as error:
+        if settings.backend == "auto" and backend == "dense" and _fp8_would_do(settings, card, parts):
+            raise ModelUnavailable(f"{error.sentence}; QWEN_EDIT_BACKEND=dense-fp8 fits") from error
+        raise
+
+
+def _fp8_would_do(settings: Settings, card: Card, parts: Callable[[BackendName], Parts]) -> bool:
+    try:
+        choose_backend(card, Engine(None, None), "dense-fp8", dense_fits=False)
+        plan_memory(parts("dense-fp8"), card.free, settings.offload, card.name)
+    except ModelUnavailable:
+        return False
+    return True
+
+
+def read_card(device: torch.device) -> Card:
+    """What PyTorch knows of a GPU. Starts CUDA on it."""
+    free, total = torch.cuda.mem_get_info(device)
+    return Card(
+        name=torch.cuda.get_device_name(device),
+        capability=torch.cuda.get_device_capability(device),
+        total=total,
+        free=free,
+        vendor="AMD" if torch.version.hip else "NVIDIA",
+    )
+
+
+def _device(settings: Settings) -> torch.device:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ModelUnavailable("QWEN_EDIT_DEVICE is cuda, but PyTorch finds no CUDA device")
-    if settings.device != "cpu" and torch.cuda.is_available():
-        capability = torch.cuda.get_device_capability()
-        if capability < FIRST_WITH_BFLOAT16:
-            raise ModelUnavailable(
-                f"the GPU {torch.cuda.get_device_name()} has compute capability {'.'.join(map(str, capability))}, "
-                f"expected {'.'.join(map(str, FIRST_WITH_BFLOAT16))} or later: it has no bfloat16"
-            )
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
 
@@ -51,26 +146,6 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def require_memory(device: torch.device, base: Sequence[Path], checkpoint: CheckpointInfo) -> None:
-    """See that the model fits a GPU before it is read.
-
-    At the peak there are the base model's weights, the packed checkpoint and what it expands to.
-
-    Raises:
-        ModelUnavailable: it does not fit, with both figures.
-    """
-    if device.type != "cuda":
-        return
-    needed = sum(path.stat().st_size for path in base) + checkpoint.packed_bytes
-    needed += checkpoint.dense_parameters * choose_dtype(device).itemsize
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > free:
-        raise ModelUnavailable(
-            f"the model needs {needed / 1e9:.1f} GB on the device while it loads, and {device_name(device)} has "
-            f"{free / 1e9:.1f} GB free"
-        )
 
 
 @contextmanager

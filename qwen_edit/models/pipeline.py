@@ -3,29 +3,26 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
-from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-from qwen_edit.catalog import BASE_FOLDER, Checkpoint
-from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable
-from qwen_edit.models.device import choose_dtype, device_name, out_of_memory, wait_for
+from qwen_edit.backend import BackendName
+from qwen_edit.errors import Cancelled, InvalidRequest
+from qwen_edit.models.compile import compile_blocks
+from qwen_edit.models.device import device_name, out_of_memory, wait_for
+from qwen_edit.models.modulation import Modulations
+from qwen_edit.models.offload import Turns
 from qwen_edit.models.preview import Projection
-from qwen_edit.models.processor import EditProcessor
-from qwen_edit.models.text_encoder import load_text_encoder
-from qwen_edit.models.transformer_dense import load_dense
-from qwen_edit.models.vae import decode_latents, load_vae
+from qwen_edit.models.stages import StagedPipeline
+from qwen_edit.models.vae import decode_latents
 from qwen_edit.selection import Plan, default_size
 from qwen_edit.step import OnStep, Step
 from qwen_edit.stopwatch import Stopwatch
-from qwen_edit.svdq.checkpoint import read_header
-from qwen_edit.weights.reader import Weights, folder_tensors
 
 _SHOWN_SCHEDULE = (
     "base_image_seq_len",
@@ -39,70 +36,52 @@ _SHOWN_SCHEDULE = (
 )
 
 
-class EditPipeline(QwenImageEditPipeline):
-    """The stock pipeline, with a stopwatch around the stages inside its call and a transformer that can be changed."""
+class EditPipeline(StagedPipeline):
+    """The stock pipeline in stages, with a transformer that can be changed."""
 
-    # No constructor: diffusers reads a pipeline's modules from the signature of its own.
-    stopwatch = Stopwatch()
-    _reference: tuple[Tensor, Tensor] | None = None  # the picture that is edited: its pixels, its packed latents
+    compiled = False  # whether the transformer's blocks are compiled, which the first edit waits for
+    backend: BackendName = "dense"
+    modulations: Modulations | None = None
+    turns: Turns | None = None  # of the modules that do not fit the device together
+    _always_tiled = False
 
-    @classmethod
-    def load(cls, base: Path, weights: Weights) -> "EditPipeline":
-        """Assemble everything but the transformer and its scheduler, which come with a checkpoint.
-
-        Args:
-            base: the folder of the base model.
-            weights: its files on their way to the device.
-
-        Raises:
-            ModelUnavailable: a part is missing or damaged.
-        """
-        dtype = choose_dtype(weights.device)
-        with _readable("tokenizer"):
-            tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
-        with _readable("processor"):
-            processor = EditProcessor.load(tokenizer, base / "processor")
-        with _readable("text_encoder"):
-            text_encoder = load_text_encoder(
-                base / "text_encoder", folder_tensors(weights, base / "text_encoder", dtype), dtype
-            )
-        with _readable("vae"):
-            vae = load_vae(base / "vae", folder_tensors(weights, base / "vae", dtype))
-        pipeline = cls(
-            scheduler=None,
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            processor=processor,
-            transformer=None,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    def use(self, checkpoint: Checkpoint, models: Path, weights: Weights) -> None:
-        """Change to another checkpoint: its transformer and its scheduler. The rest stays.
-
-        Call `drop_transformer` before the new one is read, so that the two are never in memory together.
+    def use(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        transformer: QwenImageTransformer2DModel,
+        modulations: Modulations | None,
+        backend: BackendName,
+    ) -> None:
+        """Take a checkpoint's transformer and its scheduler. The rest stays.
 
         Args:
-            models: the model directory.
-            weights: the checkpoint's file on its way to the device.
-
-        Raises:
-            ModelUnavailable: the checkpoint is missing or damaged.
+            modulations: those that were attached to the transformer, or None where it computes its own.
+            backend: what the transformer was built for.
         """
-        path = models / checkpoint.path
-        info = read_header(path)
-        with _readable("scheduler"):
-            schedule = checkpoint.schedule or FlowMatchEulerDiscreteScheduler.load_config(
-                models / BASE_FOLDER / "scheduler"
-            )
-            self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(schedule))
-        self.transformer: Any = load_dense(info, weights.tensors(path), self.text_encoder.dtype)
+        self.transformer = transformer
+        self.modulations = modulations
+        self.backend = backend
+        self.follow(scheduler)
+        if self.compiled:
+            compile_blocks(transformer)
+
+    def tile(self, *, always: bool) -> None:
+        """Let the VAE work in tiles, not only where memory does not suffice."""
+        self._always_tiled = always
+        if always:
+            self.vae.enable_tiling()
+
+    def follow(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+        """Take another schedule for the transformer that is there."""
+        self.scheduler = scheduler
+        if self.modulations is not None:
+            self.modulations.follow(scheduler, self.transformer)
 
     def drop_transformer(self) -> None:
         """Let the transformer go, and its memory."""
-        self.transformer = None
+        if self.turns is not None:
+            self.turns.remove(self.transformer)
+        self.transformer = self.modulations = None
         _free()
 
     def describe(self) -> dict[str, Any]:
@@ -110,7 +89,7 @@ class EditPipeline(QwenImageEditPipeline):
         schedule = {key: self.scheduler.config[key] for key in _SHOWN_SCHEDULE}
         return {
             "precision": "int4",
-            "backend": "dense",
+            "backend": self.backend,
             "device": device_name(self.text_encoder.device),
             "dtype": str(self.text_encoder.dtype).removeprefix("torch."),
             "scheduler": {"name": type(self.scheduler).__name__, **schedule},
@@ -153,17 +132,21 @@ class EditPipeline(QwenImageEditPipeline):
             with out_of_memory(too_large), self.stopwatch.stage("vae_decode"):
                 return decode_latents(self.vae, self._unpacked(latents, plan.width, plan.height))
         finally:
-            self._reference = None  # the next job's memory
+            self.reference = None  # the next job's memory
 
     @contextmanager
     def saving_memory(self) -> Iterator[None]:
         """Give back what is cached, and let the VAE work in tiles for a while."""
+        self.contents.clear()
+        if self.modulations is not None:
+            self.modulations.forget()
         _free()
         self.vae.enable_tiling()
         try:
             yield
         finally:
-            self.vae.disable_tiling()
+            if not self._always_tiled:
+                self.vae.disable_tiling()
 
     def answers(self) -> bool:
         """Whether the device still works; after some CUDA errors nothing does until the process ends."""
@@ -172,18 +155,6 @@ class EditPipeline(QwenImageEditPipeline):
         except RuntimeError:
             return False
         return True
-
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the stock signature is handed on
-        """See the stock pipeline; the time goes to `prompt`."""
-        with self.stopwatch.stage("prompt"):
-            return super().encode_prompt(*args, **kwargs)
-
-    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the stock signature is handed on
-        """See the stock pipeline, which encodes the reference picture here; the time goes to `vae_encode`."""
-        with self.stopwatch.stage("vae_encode"):
-            latents, reference = super().prepare_latents(*args, **kwargs)
-        self._reference = (args[0], reference)
-        return latents, reference
 
     def _denoise(
         self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
@@ -215,9 +186,9 @@ class EditPipeline(QwenImageEditPipeline):
         return latents
 
     def _preview(self, latents: Tensor, plan: Plan) -> Image.Image:
-        if self._reference is None:
+        if self.reference is None:
             raise RuntimeError("a preview is offered within on_step alone")
-        pixels, reference = self._reference
+        pixels, reference = self.reference
         height, width = pixels.shape[-2:]
         projection = Projection(self._unpacked(reference, width, height)[0, :, 0], pixels[0, :, 0])
         return projection.preview(self._unpacked(latents, plan.width, plan.height)[0, :, 0])
@@ -251,14 +222,3 @@ def _free() -> None:
 def _stop_if(cancelled: Callable[[], bool]) -> None:
     if cancelled():
         raise Cancelled("the edit was cancelled")
-
-
-@contextmanager
-def _readable(part: str) -> Iterator[None]:
-    """Translate what the libraries raise on a damaged configuration."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelUnavailable(
-            f"the base model's {part} cannot be loaded; check it with python3 verify_models.py"
-        ) from error

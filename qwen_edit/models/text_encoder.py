@@ -8,37 +8,33 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
-from transformers.utils.logging import disable_progress_bar
 
-from qwen_edit.errors import ModelUnavailable
+from qwen_edit.models.skeleton import WithoutMemory, assign_tensors
 
 
-def load_text_encoder(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Qwen2_5_VLModel:
+def load_text_encoder(folder: Path, tensors: Mapping[str, Tensor]) -> Qwen2_5_VLModel:
     """Build the text encoder around tensors that are on the device already.
 
     Args:
         folder: the base model's `text_encoder/`, for its `config.json`.
-        tensors: of `dtype`, in the published style of names (`model.*`, `visual.*`) or today's
-            (`model.language_model.*`, `model.visual.*`).
+        tensors: those of its files that `is_used`, all of one dtype, in the published style of names (`model.*`,
+            `visual.*`) or today's (`model.language_model.*`, `model.visual.*`).
 
     Raises:
         ModelUnavailable: the tensors are not those of the configuration.
     """
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     config.text_config.use_cache = False
-    disable_progress_bar()  # it would draw into the worker's log
-    model, loaded = Qwen2_5_VLModel.from_pretrained(
-        None, config=config, state_dict=model_names(tensors), dtype=dtype, output_loading_info=True
-    )
-    _require_all(loaded)
+    with WithoutMemory():
+        model = Qwen2_5_VLModel(config)
+    assign_tensors(model, model_names(tensors), "text_encoder")
     model.register_forward_pre_hook(_add_token_types, with_kwargs=True)
-    model.requires_grad_(requires_grad=False)
-    return model.eval()
+    return model
 
 
 def model_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of `Qwen2_5_VLForConditionalGeneration`, of either style, to those of `Qwen2_5_VLModel`."""
-    return {_model_name(name): tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+    return {_model_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _model_name(name: str) -> str:
@@ -47,17 +43,6 @@ def _model_name(name: str) -> str:
     if name.startswith("model."):
         return "language_model." + name.removeprefix("model.")
     return name
-
-
-def _require_all(loaded: Mapping[str, Any]) -> None:
-    """Refuse a partial load: transformers would fill what is missing with random numbers and only log it."""
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if loaded[what]:
-            first = min(map(str, loaded[what]))
-            raise ModelUnavailable(
-                f"text_encoder has {len(loaded[what])} {what.replace('_', ' ')} against its config.json, "
-                f"the first is {first}; fetch it again with python -m builder bake"
-            )
 
 
 def _add_token_types(

@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from qwen_edit.models.assign import assign_tensors
+from qwen_edit.models.skeleton import WithoutMemory, assign_tensors
 
 
 def load_vae(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKLQwenImage:
@@ -21,7 +21,7 @@ def load_vae(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKLQwenIm
     Raises:
         ModelUnavailable: the tensors are not those of the configuration.
     """
-    with torch.device("meta"):
+    with WithoutMemory():
         vae = AutoencoderKLQwenImage.from_config(AutoencoderKLQwenImage.load_config(folder))
     return assign_tensors(vae, tensors, "vae")
 

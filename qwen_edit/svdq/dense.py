@@ -63,7 +63,12 @@ def dense_top_level(tensors: Mapping[str, Tensor], file: str, dtype: torch.dtype
 
 
 def dense_block(
-    tensors: Mapping[str, Tensor], block: int, file: str, dtype: torch.dtype = torch.bfloat16
+    tensors: Mapping[str, Tensor],
+    block: int,
+    file: str,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    with_modulations: bool = True,
 ) -> dict[str, Tensor]:
     """The stock tensors of one block, on the device of the packed ones, which are left as they are.
 
@@ -73,6 +78,7 @@ def dense_block(
         block: index of the block.
         file: name of the file they come from, for the error.
         dtype: of the result; everything is computed in float32 and rounded once.
+        with_modulations: whether `AWQ_MODULES` are among it, a third of the weights.
 
     Raises:
         CheckpointError: a value is not finite, or would be after a division by a smooth factor of zero.
@@ -83,7 +89,7 @@ def dense_block(
         shift = ACTIVATION_SHIFT if module in SHIFTED_MODULES else 0.0
         weight, bias = dense_svdq(_parts(tensors, prefix + module), shift)
         dense |= _stock_layers(prefix, stock_modules(module), weight, bias, dtype)
-    for module in AWQ_MODULES:
+    for module in AWQ_MODULES if with_modulations else ():
         weight, bias = dense_modulation(_parts(tensors, prefix + module))
         dense |= _stock_layers(prefix, (module,), weight, bias, dtype)
     _check_finite(dense, tensors, file)

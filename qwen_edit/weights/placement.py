@@ -1,10 +1,10 @@
-"""Where a file's tensors go in one flat buffer, and the reads that bring them there. No torch here."""
+"""Where tensors of a file go in one flat buffer, and the reads that bring them there. No torch here."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qwen_edit.weights.header import Header
+from qwen_edit.weights.header import TensorEntry
 
 ALIGNMENT = 64
 """Bytes. A tensor begins at a multiple of it, as from PyTorch's own CPU allocator; vector loads on a GPU need 16."""
@@ -30,23 +30,42 @@ class Placement:
     blocks: tuple[Block, ...]
 
 
-def place(header: Header, block_bytes: int) -> Placement:
-    """Lay out a file's tensors in file order, aligned, and cut the file into blocks of at most `block_bytes`.
+def place(tensors: Mapping[str, TensorEntry], block_bytes: int) -> Placement:
+    """Lay out tensors of a file in file order, aligned, and cut their part of it into blocks of `block_bytes` at most.
 
     Most tensors are a multiple of the alignment long, so that long stretches of the file stay whole. Where one is not,
-    a gap follows it in the buffer and the next piece begins.
+    a gap follows it in the buffer and the next piece begins; where the file goes on with a tensor that is not asked
+    for, so does the next block.
+
+    Args:
+        tensors: some or all of a header's, in its order.
     """
     starts: dict[str, int] = {}
-    pieces: list[slice] = []
+    runs: list[_Run] = []
     end = 0
-    for name, entry in header.tensors.items():
+    for name, entry in tensors.items():
         starts[name] = start = _aligned(end)
-        if pieces and start == end:
-            pieces[-1] = slice(pieces[-1].start, start + entry.bytes)
-        else:
-            pieces.append(slice(start, start + entry.bytes))
         end = start + entry.bytes
-    return Placement(_aligned(end), starts, tuple(_blocks(_cut(pieces, block_bytes), header.start, block_bytes)))
+        if not runs or runs[-1].end != entry.offset:
+            runs.append(_Run(entry.offset))
+        runs[-1].append(slice(start, end))
+    blocks = (block for run in runs for block in _blocks(_cut(run.pieces, block_bytes), run.offset, block_bytes))
+    return Placement(_aligned(end), starts, tuple(blocks))
+
+
+class _Run:
+    """A stretch of the file, and the pieces of the buffer that it fills in turn."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = self.end = offset
+        self.pieces: list[slice] = []
+
+    def append(self, piece: slice) -> None:
+        self.end += piece.stop - piece.start
+        if self.pieces and self.pieces[-1].stop == piece.start:
+            self.pieces[-1] = slice(self.pieces[-1].start, piece.stop)
+        else:
+            self.pieces.append(piece)
 
 
 def _aligned(position: int) -> int:

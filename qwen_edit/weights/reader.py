@@ -1,22 +1,19 @@
 """safetensors files → tensors on the device, read in the background while the caller does something else."""
 
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType, TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from qwen_edit.errors import Cancelled
-from qwen_edit.weights import header
-from qwen_edit.weights.disk import Identity, open_file
-from qwen_edit.weights.placement import Block, place
+from qwen_edit.weights.file import Arrived, Groups, WeightFile
 from qwen_edit.weights.shards import shards
 from qwen_edit.weights.sinks import Sink, sink_for
 
@@ -29,35 +26,21 @@ beside a thread that keeps the interpreter busy, as imports do: a reader that is
 the GIL before it asks for the next. `bench/reading.py --grid` measures others.
 """
 
-DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {
-        "BOOL": torch.bool,
-        "U8": torch.uint8,
-        "I8": torch.int8,
-        "U16": torch.uint16,
-        "I16": torch.int16,
-        "U32": torch.uint32,
-        "I32": torch.int32,
-        "U64": torch.uint64,
-        "I64": torch.int64,
-        "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-        "F8_E5M2": torch.float8_e5m2,
-        "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-        "F8_E8M0": torch.float8_e8m0fnu,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "F32": torch.float32,
-        "F64": torch.float64,
-        "C64": torch.complex64,
-    }
-)
-"""PyTorch's names of the safetensors dtypes in `header.ITEM_BYTES`."""
+WINDOW = 2
+"""Groups of a file that are in memory at once: one is being used while the next one is read."""
+
+_WHOLE: Mapping[Path, Groups] = MappingProxyType({})
+
+
+def everything(_name: str) -> bool:
+    """A filter that lets every tensor through."""
+    return True
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What reading cost: the bytes of the files that were handed out, and the seconds until the last had arrived."""
+    """What reading cost: the bytes of the tensors that were handed out, with the headers of their files, and the
+    seconds until the last had arrived."""
 
     bytes: int = 0
     seconds: float = 0.0
@@ -66,9 +49,10 @@ class Stats:
 class Weights:
     """Files on their way to the device, in the order in which they will be needed.
 
-    Reading begins at once, in threads that do without the GIL. Each file has one buffer on the device, and its tensors
-    are views of that: the memory is free again when the last of them is gone. Close it, or use it in a `with`, and no
-    thread is left, nor memory other than that of the tensors that were handed out.
+    Reading begins at once, in threads that do without the GIL. A file is handed out whole or in groups. Each of these
+    has one buffer on the device, and its tensors are views of that: the memory is free again when the last of them is
+    gone. Close it, or use it in a `with`, and no thread is left, nor memory other than that of the tensors that were
+    handed out.
     """
 
     def __init__(
@@ -76,6 +60,8 @@ class Weights:
         files: Iterable[Path],
         device: torch.device,
         *,
+        groups: Mapping[Path, Groups] = _WHOLE,
+        wanted: Callable[[str], bool] = everything,
         readers: int = READERS,
         block_bytes: int = BLOCK_BYTES,
         sink: Sink | None = None,
@@ -84,52 +70,72 @@ class Weights:
 
         Args:
             device: where the tensors will be, `cpu` or `cuda`.
+            groups: of the files that are handed out in groups, of which `WINDOW` are in memory at once.
+            wanted: by name, the tensors to read of the files that are handed out whole.
             readers: how many threads read.
             block_bytes: how much each reads at once; on CUDA the pinned ring has `readers` slots of this size.
             sink: that of the device where left out.
 
         Raises:
             ModelUnavailable: a file is missing, or its header says that it is damaged.
+            KeyError: a group names a tensor that its file does not have.
         """
         self.device = device
         self._started = time.perf_counter()
         self._stats = Stats()
+        self._lock = Lock()
         self._sink = sink or sink_for(device, readers, block_bytes)
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="weights")
         self._open = ExitStack()
-        self._files: dict[Path, _File] = {}
+        self._files: dict[Path, WeightFile] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
             for path in dict.fromkeys(files):
-                file = _File(path, self._open, self._sink, block_bytes)
+                file = WeightFile(path, self._open, self._sink, self._pool, block_bytes)
                 self._files[path] = file
-                file.start(self._pool)
+                if path in groups:
+                    file.queue(groups[path])
+                else:
+                    file.queue_all(wanted)
+                for _ in range(WINDOW):
+                    file.begin()
             undo.pop_all()
 
     @property
     def stats(self) -> Stats:
-        """Of the files handed out so far."""
+        """Of what was handed out so far."""
         return self._stats
 
     def tensors(self, path: Path) -> dict[str, Tensor]:
         """Wait for one file and hand its tensors out, once: the memory is the caller's from then on.
 
         Returns:
-            Every tensor of the file under its name, in file order, with the dtype and the shape it has there. On CUDA
-            they are ready for what the caller's current stream is given next.
+            Every wanted tensor of the file under its name, in file order, with the dtype and the shape it has there. On
+            CUDA they are ready for what the caller's current stream is given next.
 
         Raises:
             KeyError: the file is not among those that are read, or was handed out already.
             ModelUnavailable: the file could not be read, or was changed or replaced since its header was.
             Cancelled: `close` was called.
         """
-        file = self._files.pop(path)
-        file.wait()
-        self._sink.join()
-        self._stats = Stats(
-            self._stats.bytes + file.header.size, max(self._stats.seconds, file.arrived - self._started)
-        )
-        return file.tensors()
+        tensors: dict[str, Tensor] = {}
+        for group in self._taken(path):
+            tensors |= group.tensors
+        return tensors
+
+    def groups(self, path: Path) -> Iterator[dict[str, Tensor]]:
+        """Hand a file out in its groups, once.
+
+        Yields:
+            The tensors of a group, as from `tensors`. The dictionary is emptied when the next one is asked for, and
+            with it goes the memory unless the caller keeps a tensor.
+
+        Raises:
+            KeyError, ModelUnavailable, Cancelled: see `tensors`.
+        """
+        for group in self._taken(path):
+            yield group.tensors
+            group.tensors.clear()
 
     def close(self) -> None:
         """Stop reading, and let go of every file that was not handed out."""
@@ -144,78 +150,34 @@ class Weights:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _taken(self, path: Path) -> Iterator[Arrived]:
+        file = self._files.pop(path)
+        self._count(file.header.start, self._started)
+        while not file.is_done:
+            group = file.take()
+            self._sink.join()
+            self._count(group.bytes, group.at)
+            yield group
+            file.begin()
 
-class _File:
-    """One file on its way into its buffer."""
-
-    def __init__(self, path: Path, opened: ExitStack, sink: Sink, block_bytes: int) -> None:
-        self._path = path
-        self._sink = sink
-        self._name = header.file_name(path)
-        with header.disk_errors(self._name):
-            # Open until nobody reads any more, lest its number is given to another file.
-            self._descriptor = opened.enter_context(open_file(path)).fileno()
-            self._identity = Identity.of(self._descriptor)
-            self.header = header.parse(self._descriptor, self._name)
-        self._placement = place(self.header, block_bytes)
-        self._buffer = sink.allocate(self._placement.bytes)
-        self._reads: deque[Future[None]] = deque()
-        self.arrived = time.perf_counter()
-
-    def start(self, pool: ThreadPoolExecutor) -> None:
-        self._reads.extend(pool.submit(self._read, block) for block in self._placement.blocks)
-
-    def wait(self) -> None:
-        """Wait for every block; see `Weights.tensors` for what is raised."""
-        with header.disk_errors(self._name):
-            try:
-                while self._reads:
-                    self._reads.popleft().result()
-            except CancelledError as error:
-                raise Cancelled("the load was cancelled") from error
-            finally:
-                self._reads.clear()  # their errors would hold on to this object and so to its buffer
-            if Identity.of(self._path) != self._identity:
-                raise header.FileError(f"{self._name}: was changed or replaced while it was read; start again")
-
-    def tensors(self) -> dict[str, Tensor]:
-        by_dtype = {entry.dtype: self._buffer.view(DTYPES[entry.dtype]) for entry in self.header.tensors.values()}
-        return {
-            name: _view(by_dtype[entry.dtype], self._placement.starts[name], entry.bytes, entry.shape)
-            for name, entry in self.header.tensors.items()
-        }
-
-    def _read(self, block: Block) -> None:
-        count = self._sink.read(self._descriptor, block, self._buffer)
-        if count < block.bytes:
-            raise header.FileError(
-                f"{self._name}: was cut short while it was read: it ended at byte {block.offset + count}, "
-                f"expected {self.header.size}"
-            )
-        self.arrived = time.perf_counter()
+    def _count(self, size: int, arrived: float) -> None:
+        with self._lock:
+            self._stats = Stats(self._stats.bytes + size, max(self._stats.seconds, arrived - self._started))
 
 
-def _view(buffer: Tensor, start: int, size: int, shape: tuple[int, ...]) -> Tensor:
-    """The tensor that begins at byte `start` of the buffer, which is of its dtype already."""
-    return buffer[start // buffer.itemsize : (start + size) // buffer.itemsize].view(shape)
-
-
-def folder_tensors(weights: Weights, folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def folder_tensors(weights_of: Callable[[Path], Weights], folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """Wait for every tensor of a model folder, and make the floating point ones `dtype`.
+
+    Args:
+        weights_of: what hands out a file.
 
     Raises:
         ModelUnavailable: a shard is missing or damaged, or there is none.
     """
     tensors: dict[str, Tensor] = {}
     for shard in shards(folder):
-        tensors |= {name: _as(dtype, tensor) for name, tensor in weights.tensors(shard).items()}
+        tensors |= {name: _as(dtype, tensor) for name, tensor in weights_of(shard).tensors(shard).items()}
     return tensors
-
-
-def read_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read a model folder now; see `folder_tensors`."""
-    with Weights(shards(folder), device) as weights:
-        return folder_tensors(weights, folder, dtype)
 
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:

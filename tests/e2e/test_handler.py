@@ -20,7 +20,7 @@ def test_the_handler_edits_test_input_json(run: Run, tmp_path: Path) -> None:
     (saved,) = (tmp_path / "saved").iterdir()
     assert edited["saved"] == [str(saved)]
     with Image.open(saved) as picture:
-        assert picture.size == (1248, 832)  # the shape of the 600 × 400 photo at about one megapixel
+        assert picture.size == (1248, 832)  # the shape of the 451 × 300 photo at about one megapixel
     assert "'image': 'iVBOR" in done.stdout  # the SDK prints the whole reply at this level
     assert "Local testing complete" in done.stdout
 

@@ -7,7 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from qwen_edit.catalog import BASE_FOLDER
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.models.vae import decode_latents, load_vae
-from qwen_edit.weights.reader import read_folder
+from tests.reading import read_folder
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ def header_of(lengths: list[int]) -> Header:
 @given(lengths=lengths, block_bytes=blocks)
 def test_the_blocks_bring_every_byte_of_the_file_to_its_tensor(lengths: list[int], block_bytes: int) -> None:
     header = header_of(lengths)
-    placement = place(header, block_bytes)
+    placement = place(header.tensors, block_bytes)
 
     came_from: list[int | None] = [None] * placement.bytes
     for block in placement.blocks:
@@ -41,7 +41,7 @@ def test_the_blocks_bring_every_byte_of_the_file_to_its_tensor(lengths: list[int
 def test_tensors_and_the_buffer_are_aligned_and_blocks_are_whole_and_in_order(
     lengths: list[int], block_bytes: int
 ) -> None:
-    placement = place(header_of(lengths), block_bytes)
+    placement = place(header_of(lengths).tensors, block_bytes)
 
     assert not [start for start in (*placement.starts.values(), placement.bytes) if start % ALIGNMENT]
     assert [block.bytes for block in placement.blocks[:-1]] == [block_bytes] * (len(placement.blocks) - 1)
@@ -50,13 +50,23 @@ def test_tensors_and_the_buffer_are_aligned_and_blocks_are_whole_and_in_order(
     assert offsets == sorted(offsets)
 
 
+@given(lengths=lengths, block_bytes=blocks, asked=st.sets(st.integers(0, 20)))
+def test_some_of_the_tensors_are_read_without_the_others(lengths: list[int], block_bytes: int, asked: set[int]) -> None:
+    tensors = {name: entry for name, entry in header_of(lengths).tensors.items() if int(name) in asked}
+    placement = place(tensors, block_bytes)
+
+    read = [at for block in placement.blocks for at in range(block.offset, block.offset + block.bytes)]
+    assert read == [at for entry in tensors.values() for at in range(entry.offset, entry.offset + entry.bytes)]
+    assert all(sum(piece.stop - piece.start for piece in block.pieces) == block.bytes for block in placement.blocks)
+
+
 def test_tensors_of_even_lengths_are_one_piece() -> None:
-    placement = place(header_of([128, 64, 0, 640]), 1000)
+    placement = place(header_of([128, 64, 0, 640]).tensors, 1000)
 
     assert [block.pieces for block in placement.blocks] == [(slice(0, 832),)]
 
 
 def test_a_read_has_no_more_pieces_than_the_kernel_takes() -> None:
-    placement = place(header_of([1] * 2500), 10_000)
+    placement = place(header_of([1] * 2500).tensors, 10_000)
 
     assert [len(block.pieces) for block in placement.blocks] == [1024, 1024, 452]

@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qwen_edit.errors import Cancelled, ModelUnavailable
+from qwen_edit.weights.file import DTYPES
 from qwen_edit.weights.header import ITEM_BYTES
 from qwen_edit.weights.placement import ALIGNMENT, Block
-from qwen_edit.weights.reader import DTYPES, Weights, read_folder
+from qwen_edit.weights.reader import WINDOW, Weights
 from qwen_edit.weights.sinks import Direct
+from tests.reading import read_folder
 
 CPU = torch.device("cpu")
 BLOCK = 1000
@@ -379,3 +381,67 @@ def test_an_index_that_is_none_is_named(folder: Path, text: str) -> None:
 def test_an_empty_folder_says_how_to_fill_it(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="python -m builder bake"):
         read_folder(tmp_path, CPU, torch.float32)
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> Path:
+    """Six tensors of ten blocks each, of two dtypes as a checkpoint has them: those of one dtype lie together."""
+    path = tmp_path / "blocks.safetensors"
+    return written(path, [("F32", [BLOCK // 4 * 10])] * 3 + [("U8", [BLOCK * 10])] * 3)
+
+
+GROUPS = [["4", "1"], ["3", "0"], ["5"]]
+
+
+def test_a_file_is_handed_out_in_groups_in_the_order_in_which_they_are_asked_for(blocks: Path) -> None:
+    everything = load_file(blocks)
+
+    with Weights([blocks], CPU, groups={blocks: GROUPS}, block_bytes=BLOCK) as weights:
+        for names, tensors in zip(GROUPS, weights.groups(blocks), strict=True):
+            assert_same(tensors, {name: everything[name] for name in names})
+
+    assert weights.stats.bytes == blocks.stat().st_size - everything["2"].nbytes
+
+
+def test_no_more_groups_are_in_memory_than_the_window_and_what_the_caller_keeps(blocks: Path) -> None:
+    sink = Watched()
+    groups = [[str(number)] for number in range(6)]
+    alive, kept = [], []
+
+    with Weights([blocks], CPU, groups={blocks: groups}, block_bytes=BLOCK, sink=sink) as weights:
+        for tensors in weights.groups(blocks):
+            if "1" in tensors:
+                kept.append(tensors["1"])
+            alive.append(sink.alive - len(kept) + ("1" in tensors))
+
+    assert max(alive) == WINDOW
+    assert sink.alive == 1
+    assert_same({"1": kept[0]}, {"1": load_file(blocks)["1"]})
+
+
+def test_tensors_that_are_not_wanted_are_not_read(blocks: Path) -> None:
+    with Weights([blocks], CPU, wanted=lambda name: name not in ("1", "2")) as weights:
+        tensors = weights.tensors(blocks)
+
+    everything = load_file(blocks)
+    assert_same(tensors, {name: everything[name] for name in ("0", "3", "4", "5")})
+    assert weights.stats.bytes == blocks.stat().st_size - everything["1"].nbytes - everything["2"].nbytes
+
+
+def test_a_group_with_a_tensor_that_the_file_does_not_have_is_refused(blocks: Path) -> None:
+    with pytest.raises(KeyError, match="other"):
+        Weights([blocks], CPU, groups={blocks: [["other"]]})
+
+    assert not reading_threads()
+
+
+def test_closing_between_two_groups_ends_them(blocks: Path) -> None:
+    weights = Weights([blocks], CPU, groups={blocks: GROUPS})
+    groups = weights.groups(blocks)
+    next(groups)
+    weights.close()
+
+    with pytest.raises(Cancelled, match="the load was cancelled"):
+        next(groups)
+
+    assert not reading_threads()

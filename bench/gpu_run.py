@@ -1,0 +1,280 @@
+"""One process of `bench.gpu`: it measures one way of running the model and prints its figures in lines of JSON."""
+
+import argparse
+import base64
+import io
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from qwen_edit import Editor, EditRequest
+from qwen_edit.catalog import BASE_FOLDER, LIGHTNING
+from qwen_edit.exchange import prepare
+from qwen_edit.settings import Settings
+
+PHOTO = Path(__file__).parents[1] / "tests" / "photos" / "rocket.jpg"
+
+TOLD = "figures: "
+"""What a line of figures begins with; the rest is JSON."""
+
+STAGES = ("prompt", "vae_encode", "denoise", "vae_decode")
+
+Figures = dict[str, float]
+Edit = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured: so many edits of `side`² pixels after the first one."""
+
+    models: Path
+    device: str
+    side: int
+    steps: int
+    repeats: int
+
+
+class Counter:
+    """Counts what the transformer is given, for its arithmetic."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.image_tokens = self.text_tokens = 0
+        transformer.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, _module: object, _args: object, inputs: dict[str, Any]) -> None:
+        self.image_tokens = inputs["hidden_states"].shape[1]
+        self.text_tokens = inputs["encoder_hidden_states"].shape[1]
+
+    @property
+    def figures(self) -> Figures:
+        return {"image tokens": self.image_tokens, "text tokens": self.text_tokens}
+
+
+def main() -> None:
+    """Measure what the arguments say."""
+    options = _options()
+    work = Work(options.models, options.device, options.side, options.steps, options.repeats)
+    if options.run == "stock":
+        edit = measure_stock(work)
+    else:
+        backend, *changes = options.run.split("+")
+        edit = measure_ours(work, backend, changes, load_only=options.load_only)
+    if options.profile:
+        write_profile(work, edit, options.profile)
+
+
+def measure_ours(work: Work, backend: str, changes: list[str], *, load_only: bool) -> Edit:
+    """Load with the editor and edit; `changes` are `compile` and `cudnn`. Returns an edit by its number."""
+    if "compile" in changes:
+        import torch._dynamo  # noqa: F401 - ahead of diffusers, which marks its functions for the compiler
+    settings = Settings(models=work.models, device=work.device, backend=backend, compiled="compile" in changes)
+    editor = Editor.load(settings)
+    if editor.start is None:
+        raise RuntimeError("a fresh editor has no figures of its start")
+    start = editor.start
+    tell(load=start.total / 1000, imports=start.imports / 1000, read=start.read / 1000)
+    tell(**{"held GB": memory_gb(work.device, "memory_allocated")})
+    pipeline = editor._pipeline
+    if "cudnn" in changes:
+        pipeline.transformer.set_attention_backend("_native_cudnn")
+    counter = Counter(pipeline.transformer)
+    stages: list[dict[str, float]] = []
+
+    def edit(number: int) -> None:
+        prepared = prepare(_request(work, number), settings)
+        rendered = editor.render(replace(prepared, plan=replace(prepared.plan, steps=work.steps)))
+        stages.append(rendered.stages_ms)
+
+    if load_only:
+        return edit
+    measure_edits(work, edit)
+    steady = {stage: statistics.median(one[stage] / 1000 for one in stages[1:]) for stage in STAGES}
+    tell(step=steady["denoise"] / work.steps, **steady, **counter.figures)
+    tell(**{"edit again": timed(work.device, lambda: edit(0))})  # the first one's picture and prompt
+    tell(**{"peak GB": memory_gb(work.device, "max_memory_allocated")})
+    return edit
+
+
+def measure_stock(work: Work) -> Edit:
+    """diffusers' own pipeline with its own classes in bfloat16, and the same weights, expanded."""
+    with elapsed("load"):
+        pipeline = load_stock(work)
+    counter = Counter(pipeline.transformer)
+    ticks: list[float] = []
+
+    def after_step(*_: object) -> dict[str, object]:
+        settle(work.device)
+        ticks.append(time.perf_counter())
+        return {}
+
+    @torch.inference_mode()
+    def edit(number: int) -> None:
+        request = _request(work, number)
+        pipeline(
+            image=prepare(request, Settings(models=work.models)).picture,
+            prompt=request.prompt,
+            true_cfg_scale=1.0,
+            width=work.side,
+            height=work.side,
+            num_inference_steps=work.steps,
+            generator=torch.Generator("cpu").manual_seed(number),
+            callback_on_step_end=after_step,
+        )
+
+    measure_edits(work, edit)
+    # Between the ends of steps of one edit: the first of each has the encoders before it.
+    between = [after - before for before, after in pairwise(ticks)]
+    tell(
+        step=statistics.median(_within_edits(between, work.steps)),
+        **counter.figures,
+        **{"peak GB": memory_gb(work.device, "max_memory_allocated")},
+    )
+    return edit
+
+
+def load_stock(work: Work) -> Any:  # noqa: ANN401 - untyped in diffusers
+    """The stock pipeline; what joins its tokenizer and image processor is ours, for theirs needs torchvision."""
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageEditPipeline
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+    from qwen_edit.models.processor import EditProcessor
+
+    base = work.models / BASE_FOLDER
+    tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer")
+    # float32 on a CPU, as ours
+    dtype = torch.bfloat16 if work.device == "cuda" else torch.float32
+    text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(base / "text_encoder", dtype=dtype)
+    pipeline = QwenImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING.schedule or {})),
+        vae=AutoencoderKLQwenImage.from_pretrained(base / "vae", torch_dtype=dtype).to(work.device),
+        text_encoder=text_encoder.to(work.device).eval(),
+        tokenizer=tokenizer,
+        processor=EditProcessor.load(tokenizer, base / "processor"),
+        transformer=stock_transformer(work, dtype),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def stock_transformer(work: Work, dtype: torch.dtype) -> Any:  # noqa: ANN401 - untyped in diffusers
+    """The stock transformer with every layer of the checkpoint expanded, the modulations included."""
+    from diffusers import QwenImageTransformer2DModel
+    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
+    from safetensors import safe_open
+
+    from qwen_edit.svdq.checkpoint import read_header
+    from qwen_edit.svdq.dense import dense_block, dense_top_level
+    from qwen_edit.svdq.modules import block_prefix, top_level_tensors
+
+    info = read_header(work.models / LIGHTNING.path)
+    with torch.device("meta"):
+        transformer = QwenImageTransformer2DModel.from_config(info.config)
+    with safe_open(work.models / LIGHTNING.path, framework="pt") as file:
+
+        def take(names: Iterator[str]) -> dict[str, torch.Tensor]:
+            return {name: file.get_tensor(name).to(work.device) for name in names}
+
+        dense = dense_top_level(take(iter(top_level_tensors(info.config))), info.file, dtype)
+        for block in range(info.num_layers):
+            packed = take(name for name in info.tensors if name.startswith(block_prefix(block)))
+            dense |= dense_block(packed, block, info.file, dtype)
+    transformer.load_state_dict(dense, assign=True)
+    transformer.pos_embed = QwenEmbedRope(10000, list(transformer.config.axes_dims_rope), scale_rope=True)
+    return transformer.eval()
+
+
+def measure_edits(work: Work, edit: Edit) -> None:
+    """The first edit, then the median of others, each of a picture and a prompt that were not seen before."""
+    tell(**{"first edit": timed(work.device, lambda: edit(0))})
+    times = [timed(work.device, lambda number=number: edit(number)) for number in range(1, work.repeats + 1)]
+    tell(edit=statistics.median(times))
+
+
+def write_profile(work: Work, edit: Edit, path: Path) -> None:
+    """A table of what one more edit spends its time in: the kernels of a GPU, the operations of a CPU."""
+    cuda = work.device == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profile:
+        edit(work.repeats + 1)
+        settle(work.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+    path.write_text(profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=100))
+
+
+def tell(**figures: float) -> None:
+    """Hand figures to the parent as soon as they are known."""
+    print(TOLD + json.dumps(figures), flush=True)
+
+
+@contextmanager
+def elapsed(name: str) -> Iterator[None]:
+    """Tell the seconds that the inside took."""
+    started = time.perf_counter()
+    yield
+    tell(**{name: time.perf_counter() - started})
+
+
+def timed(device: str, action: Callable[[], object]) -> float:
+    """Seconds until the device has done it all."""
+    settle(device)
+    started = time.perf_counter()
+    action()
+    settle(device)
+    return time.perf_counter() - started
+
+
+def settle(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def memory_gb(device: str, what: Literal["memory_allocated", "max_memory_allocated"]) -> float:
+    """Of the device, as PyTorch counts its tensors; without one the most that the process has taken."""
+    if device == "cuda":
+        taken: int = getattr(torch.cuda, what)()
+        return taken / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _within_edits(between: list[float], steps: int) -> list[float]:
+    """Without the gaps from one edit's last step to the next one's first, and without the first edit."""
+    if steps == 1:
+        return between
+    return [seconds for i, seconds in enumerate(between) if (i + 1) % steps][steps - 1 :]
+
+
+def _request(work: Work, number: int) -> EditRequest:
+    file = io.BytesIO()
+    photo = Image.open(PHOTO).convert("RGB").resize((work.side, work.side))
+    photo.point(lambda level: (level + number) % 256).save(file, "JPEG", quality=95)
+    image = base64.b64encode(file.getvalue()).decode("ascii")
+    return EditRequest(image=image, prompt=f"make it snow {number:3}", width=work.side, height=work.side, seed=number)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="stock, or a backend with changes: dense, dense+compile, dense-fp8+cudnn, …")
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--side", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    parser.add_argument("--load-only", action="store_true")
+    parser.add_argument("--profile", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

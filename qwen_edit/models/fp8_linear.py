@@ -1,0 +1,62 @@
+"""A linear layer whose weight and whose input, row by row as it comes, are in fp8."""
+
+import torch
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from torch import Tensor, nn
+
+from qwen_edit.models.skeleton import WithoutMemory
+from qwen_edit.svdq.fp8 import DTYPE, FP8_MODULES, quantize_rows
+
+
+class Fp8Linear(nn.Module):
+    """`x Wᵀ + b` with a scale for each row of x and each row of W.
+
+    On CUDA the tensor cores multiply in fp8, elsewhere the same numbers are multiplied in float32.
+    K and N are multiples of 16, as the tensor cores want them.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = _parameter(torch.empty(outputs, inputs, dtype=DTYPE))
+        self.weight_scale = _parameter(torch.empty(outputs, 1, dtype=torch.float32))
+        self.bias = _parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] → [..., N] in the dtype of x, which on CUDA is bfloat16: row-wise scales give no other."""
+        rows, scales = quantize_rows(x.reshape(-1, x.shape[-1]))
+        product = self._on_tensor_cores if x.is_cuda else self._emulated
+        return product(rows, scales, x.dtype).view(*x.shape[:-1], -1)
+
+    def _on_tensor_cores(self, rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        # The second operand is column-major, as cuBLAS and CUTLASS want it, which Wᵀ is without a copy. The faster
+        # accumulation keeps fewer bits of the sum than float32 has, and many more than the operands.
+        return torch._scaled_mm(
+            rows,
+            self.weight.t(),
+            scale_a=scales,
+            scale_b=self.weight_scale.t(),
+            bias=self.bias,
+            out_dtype=dtype,
+            use_fast_accum=True,
+        )
+
+    def _emulated(self, rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        product = rows.float() @ self.weight.float().t()
+        return (product * scales * self.weight_scale.t() + self.bias.float()).to(dtype)
+
+
+def use_fp8(transformer: QwenImageTransformer2DModel) -> None:
+    """Put an `Fp8Linear` in the place of each layer of `FP8_MODULES`.
+
+    Args:
+        transformer: the stock one, without memory: its state dict is then what `fp8_block` gives for each block.
+    """
+    with WithoutMemory():
+        for block in transformer.transformer_blocks:
+            for name in FP8_MODULES:
+                stock = block.get_submodule(name)
+                block.set_submodule(name, Fp8Linear(stock.in_features, stock.out_features))
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,202 @@
+"""The model on its way to where the plan wants it: read, expanded and assembled, each while the others still are.
+
+No diffusers and no transformers at the top: reading and expanding begin before they are imported.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from qwen_edit.catalog import BASE_FOLDER, Checkpoint
+from qwen_edit.memory_plan import weight_bytes
+from qwen_edit.model_folder import BaseWeights, is_used
+from qwen_edit.models.device import Setup, choose_dtype, set_up
+from qwen_edit.models.expansion import RECIPES, Expanded, Recipe, expand, groups_of, refill
+from qwen_edit.settings import Settings
+from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
+from qwen_edit.weights.reader import WINDOW, Weights
+
+if TYPE_CHECKING:
+    from qwen_edit.models.pipeline import EditPipeline
+
+HOST = torch.device("cpu")
+
+
+class Arriving:
+    """Files that are being read, and a checkpoint that is expanded as it comes. Close it, or use it in a `with`."""
+
+    def __init__(
+        self, files: dict[Path, torch.device], checkpoint: tuple[Path, torch.device], recipe: Recipe, dtype: torch.dtype
+    ) -> None:
+        """Start, in the order of the files, the checkpoint last.
+
+        Args:
+            files: where each is to go.
+            checkpoint: likewise.
+            dtype: what the checkpoint is expanded to.
+
+        Raises:
+            ModelUnavailable: a file is missing or damaged.
+        """
+        path, place = checkpoint
+        self._info = read_header(path)
+        self._places = {**files, path: place}
+        groups = {path: groups_of(self._info, recipe)}
+        with ExitStack() as opened:
+            # Ends last: it waits for what it expands, which stops once that is not read any more.
+            expanding = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="expand"))
+            self._weights = {
+                device: opened.enter_context(Weights(self._files_for(device), device, groups=groups, wanted=is_used))
+                for device in dict.fromkeys(self._places.values())
+            }
+            packed = self._weights[place].groups(path)
+            self._expanded = expanding.submit(expand, self._info, packed, recipe, dtype)
+            self._opened = opened.pop_all()
+
+    def weights_of(self, file: Path) -> Weights:
+        """What hands a file out."""
+        return self._weights[self._places[file]]
+
+    def expanded(self) -> Expanded:
+        """Wait for the checkpoint; see `expand` for what is raised."""
+        return self._expanded.result()
+
+    @property
+    def read_bytes(self) -> int:
+        """Of the tensors that have been handed out."""
+        return sum(weights.stats.bytes for weights in self._weights.values())
+
+    @property
+    def read_seconds(self) -> float:
+        """Until the last of them had arrived."""
+        return max(weights.stats.seconds for weights in self._weights.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._opened.close()
+
+    def _files_for(self, device: torch.device) -> list[Path]:
+        return [path for path, place in self._places.items() if place == device]
+
+
+class Loader:
+    """Loads what is in a model directory in the way that suits the device, and changes its checkpoint."""
+
+    def __init__(self, models: Path, setup: Setup) -> None:
+        self.setup = setup
+        self._models = models
+        self._recipe = RECIPES[setup.choice.backend]
+        self._dtype = choose_dtype(setup.device)
+        self._present: CheckpointInfo | None = None
+        self.checkpoint: Checkpoint | None = None
+        """The one that is loaded; None after a change that failed."""
+
+    @classmethod
+    def for_device(cls, settings: Settings, base: BaseWeights, checkpoint: Checkpoint) -> Self:
+        """Choose device, backend and offload for what is about to be loaded.
+
+        Raises:
+            ModelUnavailable: the settings ask for what this machine does not have, or the model does not fit it.
+        """
+        setup = set_up(
+            settings,
+            weight_bytes(base.text_encoder, is_used),
+            weight_bytes(base.vae),
+            read_header(settings.models / checkpoint.path),
+            packed_modulation=True,
+            window=WINDOW,
+        )
+        return cls(settings.models, setup)
+
+    def begin(self, base: BaseWeights, checkpoint: Checkpoint) -> Arriving:
+        """Start to read everything.
+
+        Raises:
+            ModelUnavailable: a file is missing or damaged.
+        """
+        waiting = HOST if self._is_offloaded else self.setup.device
+        files = {**dict.fromkeys(base.text_encoder, waiting), **dict.fromkeys(base.vae, self.setup.device)}
+        return self._arriving(checkpoint, files)
+
+    def assemble(self, arriving: Arriving, checkpoint: Checkpoint, *, compiled: bool) -> "EditPipeline":
+        """Build the pipeline around what arrives.
+
+        Args:
+            arriving: from `begin`.
+            compiled: whether the transformer's blocks are compiled, which the first edit waits for.
+
+        Raises:
+            ModelUnavailable: a part is missing or damaged.
+        """
+        from qwen_edit.models.assembly import load_base
+        from qwen_edit.models.offload import Turns
+
+        pipeline = load_base(self._models / BASE_FOLDER, arriving.weights_of, self._dtype)
+        pipeline.compiled = compiled
+        pipeline.tile(always=self.setup.tiling)
+        if self._is_offloaded:
+            pipeline.turns = Turns(self.setup.device)
+            pipeline.turns.add(pipeline.text_encoder)
+        self._use(pipeline, checkpoint, arriving.expanded())
+        return pipeline
+
+    def change(self, pipeline: "EditPipeline", checkpoint: Checkpoint) -> None:
+        """Change to another checkpoint, in the memory of the present one where that is on the device and alike.
+
+        Where it fails, the pipeline cannot render before it was changed again.
+
+        Raises:
+            ModelUnavailable: the file is missing or damaged.
+        """
+        info = read_header(self._models / checkpoint.path)  # a file that cannot be used does not cost the one that is
+        present, self._present, self.checkpoint = self._present, None, None
+        if present is not None and not self._is_offloaded and _are_alike(present, info):
+            self._refill(pipeline, checkpoint, info)
+            return
+        pipeline.drop_transformer()
+        with self._arriving(checkpoint, {}) as arriving:
+            self._use(pipeline, checkpoint, arriving.expanded())
+
+    @property
+    def _is_offloaded(self) -> bool:
+        return self.setup.offload != "none"
+
+    def _arriving(self, checkpoint: Checkpoint, files: dict[Path, torch.device]) -> Arriving:
+        # The dense backends expand on the device, whatever waits elsewhere afterwards.
+        place = HOST if self._is_offloaded and not self._recipe.is_dense else self.setup.device
+        return Arriving(files, (self._models / checkpoint.path, place), self._recipe, self._dtype)
+
+    def _use(self, pipeline: "EditPipeline", checkpoint: Checkpoint, expanded: Expanded) -> None:
+        from qwen_edit.models.assembly import build_transformer, load_scheduler
+        from qwen_edit.models.transformer_nunchaku import offload_blocks
+
+        backend = self.setup.choice.backend
+        transformer = build_transformer(backend, expanded)
+        expanded.tensors.clear()  # they are the transformer's now, to let go of
+        if self.setup.offload == "blocks":
+            offload_blocks(transformer)
+        if self.setup.offload == "model" and pipeline.turns is not None:
+            pipeline.turns.add(transformer)
+        scheduler = load_scheduler(self._models / BASE_FOLDER, checkpoint)
+        pipeline.use(scheduler, transformer, expanded.modulations, backend)
+        self._present, self.checkpoint = expanded.info, checkpoint
+
+    def _refill(self, pipeline: "EditPipeline", checkpoint: Checkpoint, info: CheckpointInfo) -> None:
+        from qwen_edit.models.assembly import load_scheduler
+
+        path = self._models / checkpoint.path
+        with Weights([path], self.setup.device, groups={path: groups_of(info, self._recipe)}) as weights:
+            places = pipeline.transformer.state_dict()
+            refill(info, weights.groups(path), self._recipe, self._dtype, places, pipeline.modulations)
+        pipeline.follow(load_scheduler(self._models / BASE_FOLDER, checkpoint))
+        self._present, self.checkpoint = info, checkpoint
+
+
+def _are_alike(one: CheckpointInfo, other: CheckpointInfo) -> bool:
+    return (one.config, one.rank) == (other.config, other.rank)

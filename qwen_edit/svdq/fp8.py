@@ -1,0 +1,62 @@
+"""From packed tensors to fp8: the attention's and the MLPs' layers with a scale for each output, the rest dense."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qwen_edit.svdq.dense import dense_block
+from qwen_edit.svdq.modules import SVDQ_MODULES, block_prefix, stock_modules
+
+DTYPE = torch.float8_e4m3fn
+LARGEST = torch.finfo(DTYPE).max
+"""448: what the largest value of a row is scaled to. A larger one would become NaN, not 448."""
+
+FP8_MODULES = tuple(name for module in SVDQ_MODULES for name in stock_modules(module))
+"""The layers of a block, under their stock names, whose weights are kept in fp8."""
+
+
+def fp8_block(
+    packed: Mapping[str, Tensor],
+    block: int,
+    file: str,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    with_modulations: bool = True,
+) -> dict[str, Tensor]:
+    """The tensors of one block whose `FP8_MODULES` are `Fp8Linear`; see `dense_block`, which the rest is from.
+
+    Args:
+        packed: at least this block's packed tensors under their full names.
+        block: index of the block.
+        file: name of the file they come from, for the error.
+        dtype: of what is not in fp8, the biases of the layers that are among it.
+        with_modulations: see `dense_block`.
+
+    Returns:
+        As `dense_block`, but of `FP8_MODULES` the `weight` in fp8 [N, K], quantized from float32, and beside it
+        `weight_scale`, float32 [N, 1].
+
+    Raises:
+        CheckpointError: a value is not finite.
+    """
+    tensors = dense_block(packed, block, file, torch.float32, with_modulations=with_modulations)
+    for module in FP8_MODULES:
+        name = f"{block_prefix(block)}{module}.weight"
+        tensors[name], tensors[f"{name}_scale"] = quantize_rows(tensors[name])
+    return {
+        name: tensor if name.endswith("_scale") or tensor.dtype == DTYPE else tensor.to(dtype)
+        for name, tensor in tensors.items()
+    }
+
+
+def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """fp8 [rows, K] and float32 scales [rows, 1], whose product is the matrix within 1/16 of each value.
+
+    Values under a 2¹⁵th of their row's largest are rounded to steps of a fixed size instead.
+    """
+    scales = (torch.linalg.vector_norm(matrix, torch.inf, dim=1, keepdim=True).float() / LARGEST).clamp(min=_LEAST)
+    return (matrix / scales).to(DTYPE), scales
+
+
+_LEAST = torch.finfo(torch.float32).tiny  # for a row of zeros

@@ -1,0 +1,176 @@
+"""One safetensors file on its way to the device, whole or in groups of tensors."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from qwen_edit.errors import Cancelled
+from qwen_edit.weights import header
+from qwen_edit.weights.disk import Identity, open_file
+from qwen_edit.weights.header import TensorEntry
+from qwen_edit.weights.placement import Block, place
+from qwen_edit.weights.sinks import Sink
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        "BOOL": torch.bool,
+        "U8": torch.uint8,
+        "I8": torch.int8,
+        "U16": torch.uint16,
+        "I16": torch.int16,
+        "U32": torch.uint32,
+        "I32": torch.int32,
+        "U64": torch.uint64,
+        "I64": torch.int64,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+        "F8_E5M2": torch.float8_e5m2,
+        "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+        "F8_E8M0": torch.float8_e8m0fnu,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F32": torch.float32,
+        "F64": torch.float64,
+        "C64": torch.complex64,
+    }
+)
+"""PyTorch's names of the safetensors dtypes in `header.ITEM_BYTES`."""
+
+Groups = Sequence[Sequence[str]]
+"""The names of the tensors of each group, in the order in which the groups are needed."""
+
+Entries = Mapping[str, TensorEntry]
+
+_CANCELLED = "the load was cancelled"
+
+
+class WeightFile:
+    """An open file. What it hands out is its groups, one after the other."""
+
+    def __init__(self, path: Path, opened: ExitStack, sink: Sink, pool: Executor, block_bytes: int) -> None:
+        """Open it and check its header.
+
+        Raises:
+            ModelUnavailable: it is missing, or its header says that it is damaged.
+        """
+        self._path = path
+        self._sink = sink
+        self._pool = pool
+        self._block_bytes = block_bytes
+        self._name = header.file_name(path)
+        with header.disk_errors(self._name):
+            # Open until nobody reads any more, lest its number is given to another file.
+            self._descriptor = opened.enter_context(open_file(path)).fileno()
+            self._identity = Identity.of(self._descriptor)
+            self.header = header.parse(self._descriptor, self._name)
+        self._waiting: deque[Entries] = deque()
+        self._begun: deque[_Group] = deque()
+
+    def queue_all(self, wanted: Callable[[str], bool]) -> None:
+        """Make one group of the tensors whose names are wanted."""
+        self._waiting.append({name: entry for name, entry in self.header.tensors.items() if wanted(name)})
+
+    def queue(self, groups: Groups) -> None:
+        """Let these be the groups; tensors that are in none are not read.
+
+        Raises:
+            KeyError: the file has no tensor of such a name.
+        """
+        tensors = self.header.tensors
+        for names in groups:
+            self._waiting.append({name: tensors[name] for name in sorted(names, key=lambda one: tensors[one].offset)})
+
+    def begin(self) -> None:
+        """Start reading the next group, if there is one.
+
+        Raises:
+            Cancelled: the pool was shut down.
+        """
+        if self._waiting:
+            group = _Group(self._waiting.popleft(), self._sink, self._block_bytes)
+            group.start(self._pool, self._descriptor, self._name, self.header.size)
+            self._begun.append(group)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every group has been handed out."""
+        return not self._begun and not self._waiting
+
+    def take(self) -> "Arrived":
+        """Wait for the earliest group that was begun; see `Weights.tensors` for what is raised."""
+        group = self._begun.popleft()
+        with header.disk_errors(self._name):
+            group.wait()
+            if Identity.of(self._path) != self._identity:
+                raise header.FileError(f"{self._name}: was changed or replaced while it was read; start again")
+        return Arrived(group.tensors(), group.bytes, group.arrived)
+
+
+class Arrived:
+    """A group on the device: its tensors, their bytes, and when the last of them came (`time.perf_counter`)."""
+
+    def __init__(self, tensors: dict[str, Tensor], size: int, at: float) -> None:
+        self.tensors = tensors
+        self.bytes = size
+        self.at = at
+
+
+class _Group:
+    """Tensors of a file on their way into a buffer that they share."""
+
+    def __init__(self, entries: Entries, sink: Sink, block_bytes: int) -> None:
+        self._entries = entries
+        self._sink = sink
+        self._placement = place(entries, block_bytes)
+        self._buffer = sink.allocate(self._placement.bytes)
+        self._reads: deque[Future[None]] = deque()
+        self.bytes = sum(entry.bytes for entry in entries.values())
+        self.arrived = time.perf_counter()
+
+    def start(self, pool: Executor, descriptor: int, file: str, file_bytes: int) -> None:
+        def read(block: Block) -> None:
+            count = self._sink.read(descriptor, block, self._buffer)
+            if count < block.bytes:
+                raise header.FileError(
+                    f"{file}: was cut short while it was read: it ended at byte {block.offset + count}, "
+                    f"expected {file_bytes}"
+                )
+            self.arrived = time.perf_counter()
+
+        try:
+            self._reads.extend(pool.submit(read, block) for block in self._placement.blocks)
+        except RuntimeError as error:  # of a pool that was shut down
+            raise Cancelled(_CANCELLED) from error
+
+    def wait(self) -> None:
+        """Wait for every block.
+
+        Raises:
+            Cancelled: the pool was shut down before.
+        """
+        try:
+            while self._reads:
+                self._reads.popleft().result()
+        except CancelledError as error:
+            raise Cancelled(_CANCELLED) from error
+        finally:
+            self._reads.clear()  # their errors would hold on to this object and so to its buffer
+
+    def tensors(self) -> dict[str, Tensor]:
+        by_dtype = {entry.dtype: self._buffer.view(DTYPES[entry.dtype]) for entry in self._entries.values()}
+        return {
+            name: _view(by_dtype[entry.dtype], self._placement.starts[name], entry.bytes, entry.shape)
+            for name, entry in self._entries.items()
+        }
+
+
+def _view(buffer: Tensor, start: int, size: int, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that begins at byte `start` of the buffer, which is of its dtype already."""
+    return buffer[start // buffer.itemsize : (start + size) // buffer.itemsize].view(shape)
