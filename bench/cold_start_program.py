@@ -125,7 +125,7 @@ def _load(models: Path) -> object:
             with lean_torch():
                 from qwen_edit.models.assembly import load_base
 
-                pipeline = load_base(models / BASE_FOLDER, weights, torch.bfloat16)
+                pipeline = load_base(models / BASE_FOLDER, lambda _file: weights, torch.bfloat16)
             return pipeline, weights.tensors(files[-1])
 
 

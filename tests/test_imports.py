@@ -1,7 +1,10 @@
 import subprocess
 import sys
 
-PURE = ("catalog", "colour", "errors", "images", "manifest", "schema", "selection", "settings")
+PURE = (
+    *("backend", "catalog", "colour", "editor", "errors", "fitness", "images", "manifest", "memory_plan", "schema"),
+    *("selection", "settings", "worker"),
+)
 HEAVY = ("torch", "transformers", "diffusers", "runpod")
 
 
