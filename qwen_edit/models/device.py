@@ -1,5 +1,7 @@
 """Where the model runs, and in which precision."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,8 +70,20 @@ def set_up(
         return parts_of(backend, text_encoder, vae, checkpoint, packed_modulation=packed_modulation, window=window)
 
     device = _device(settings)
+    if settings.compiled and device.type == "cuda":
+        _require_c_compiler()
     card = read_card(device) if device.type == "cuda" else None
     return Setup(device, *settle(settings, card, find_engine(), parts))
+
+
+def _require_c_compiler() -> None:
+    """torch.compile builds the launchers of its kernels with one, and fails in the first edit where there is none.
+
+    Raises:
+        ModelUnavailable: there is none.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise ModelUnavailable("QWEN_EDIT_COMPILE is 1, but there is no C compiler; install gcc or leave it out")
 
 
 def settle(

@@ -14,6 +14,9 @@ MARKERS = ("allow_in_graph", "assume_constant_result", "disable")
 """The decorators of `torch._dynamo` that diffusers 0.42 and transformers 5 apply as they are imported. Each only tells
 the compiler how to treat a function, which behaves the same without."""
 
+OPERATOR = "_trace_wrapped_higher_order_op"
+"""The submodule of `torch._dynamo` that transformers takes a class from. It needs no other one."""
+
 
 @contextmanager
 def lean_torch() -> Iterator[None]:
@@ -48,8 +51,20 @@ def _dynamo_stand_in() -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[stand_in.__name__]
-        del vars(torch)["_dynamo"]  # torch imports the real one on the next use of the name
+        # torch imports the real one on the next use of the name. What else was imported below the stand-in goes as
+        # well: the real package could not be imported around it.
+        for name in _below(stand_in.__name__):
+            del sys.modules[name]
+        del vars(torch)["_dynamo"]
+
+
+def _below(package: str) -> list[str]:
+    """A package and its imported modules, but for the one that registers an operator, which it may do only once."""
+    return [
+        name
+        for name in sys.modules
+        if name == package or (name.startswith(f"{package}.") and name != f"{package}.{OPERATOR}")
+    ]
 
 
 @contextmanager

@@ -80,6 +80,7 @@ class Arriving:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._opened.close()
+        del self._expanded  # a failure would hold on to this object, and so to half a checkpoint
 
     def _files_for(self, device: torch.device) -> list[Path]:
         return [path for path, place in self._places.items() if place == device]
@@ -177,14 +178,14 @@ class Loader:
         from qwen_edit.models.transformer_nunchaku import offload_blocks
 
         backend = self.setup.choice.backend
+        scheduler = load_scheduler(self._models / BASE_FOLDER, checkpoint)
         transformer = build_transformer(backend, expanded)
         expanded.tensors.clear()  # they are the transformer's now, to let go of
+        pipeline.use(scheduler, transformer, expanded.modulations, backend)
         if self.setup.offload == "blocks":
             offload_blocks(transformer)
         if self.setup.offload == "model" and pipeline.turns is not None:
             pipeline.turns.add(transformer)
-        scheduler = load_scheduler(self._models / BASE_FOLDER, checkpoint)
-        pipeline.use(scheduler, transformer, expanded.modulations, backend)
         self._present, self.checkpoint = expanded.info, checkpoint
 
     def _refill(self, pipeline: "EditPipeline", checkpoint: Checkpoint, info: CheckpointInfo) -> None:

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class Turns:
         """
         if module in self._parked:
             for other, parked in self._parked.items():
-                if other is not module:
+                if other is not module and parked.is_here:
                     parked.release()
             self._parked[module].bring()
 
@@ -182,6 +182,8 @@ def _pin(home: Tensor) -> None:
     pointer = home.data_ptr()
     if error := int(cudart.cudaHostRegister(pointer, home.nbytes, 0)):
         log("memory not pinned", "warning", bytes=home.nbytes, error=error)  # copies from it are slower, and right
+        with suppress(RuntimeError):  # CUDA keeps the error for whoever launches a kernel next
+            torch.zeros(1, device="cuda")
         return
     weakref.finalize(home, cudart.cudaHostUnregister, pointer).atexit = False
 

@@ -1,7 +1,5 @@
 """The dense backend: the int4 checkpoint expanded to diffusers' stock transformer, for devices without int4 kernels."""
 
-from contextlib import nullcontext
-
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
 from qwen_edit.models.expansion import Expanded
@@ -26,6 +24,4 @@ def build_dense(expanded: Expanded, *, fp8: bool = False) -> QwenImageTransforme
     if expanded.modulations is not None:
         expanded.modulations.attach(transformer)
     transformer.pos_embed = Rotary(list(transformer.config.axes_dims_rope))
-    # No step is skipped by a cache here, and diffusers imports the compiler to find that out.
-    transformer.cache_context = lambda _name: nullcontext()
     return assign_tensors(transformer, expanded.tensors, expanded.info.file)

@@ -8,7 +8,7 @@ from qwen_edit.backend import BackendName, Card, Engine
 from qwen_edit.catalog import LIGHTNING
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.memory_plan import Parts, parts_of
-from qwen_edit.models.device import Setup, set_up, settle
+from qwen_edit.models.device import Setup, _require_c_compiler, set_up, settle
 from qwen_edit.settings import Settings
 from qwen_edit.svdq import read_header
 from qwen_edit.svdq.checkpoint import CheckpointInfo
@@ -111,3 +111,15 @@ def test_a_gpu_is_read(models: Path) -> None:
     assert setup.device.type == "cuda"
     assert setup.memory is not None
     assert setup.offload == "none"
+
+
+def test_compiling_for_a_gpu_without_a_c_compiler_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ModelUnavailable, match="QWEN_EDIT_COMPILE is 1, but there is no C compiler"):
+        _require_c_compiler()
+
+    monkeypatch.setenv("CC", "cc")
+    _require_c_compiler()

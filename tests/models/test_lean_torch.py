@@ -47,3 +47,17 @@ with lean_torch():
 print(torch._dynamo is before)
 """
     assert run(program) == "True True\nTrue\n"
+
+
+def test_a_package_that_imports_parts_of_the_compiler_does_not_keep_the_rest_out() -> None:
+    program = """
+import torch
+from qwen_edit.models.lean_torch import lean_torch
+with lean_torch():
+    from torch._dynamo.utils import counters  # as torchvision does
+    import transformers.masking_utils
+import torch._dynamo
+compiled = torch.compile(lambda x: x + 1, backend="eager")
+print(compiled(torch.ones(1)).item(), torch._dynamo.utils.counters is not None)
+"""
+    assert run(program) == "2.0 True\n"
