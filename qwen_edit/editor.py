@@ -90,19 +90,17 @@ class Editor:
 
             _go_on(cancelled)
             loader = Loader.for_device(settings, base, checkpoint)
-            too_large = "the model does not fit the device's memory"
-            with out_of_memory(too_large), loader.begin(base, checkpoint) as arriving:
-                from qwen_edit.models.lean_torch import lean_torch
+            too_large, compiled = "the model does not fit the device's memory", settings.compiled
+            with (
+                out_of_memory(too_large),
+                loader.begin(base, checkpoint) as arriving,
+                loader.importing(compiled=compiled),
+            ):
+                import qwen_edit.models.assembly  # noqa: F401 - the slowest import, while the above is under way
 
-                if settings.compiled:
-                    import torch._dynamo  # noqa: F401 - it sees to it that diffusers is imported with what it marks
-
-                with lean_torch():
-                    import qwen_edit.models.assembly  # noqa: F401 - the slowest import, while the above is under way
-
-                    imported = time.perf_counter()
-                    _go_on(cancelled)
-                    pipeline = loader.assemble(arriving, checkpoint, compiled=settings.compiled)
+                imported = time.perf_counter()
+                _go_on(cancelled)
+                pipeline = loader.assemble(arriving, checkpoint, compiled=compiled)
         editor = cls(settings, loader, pipeline, manifest)
         editor.start = StartTimings(
             imports=_ms(imported - started),

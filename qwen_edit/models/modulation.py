@@ -76,18 +76,6 @@ class Modulations:
         self._latest: tuple[Tensor, list[list[Tensor]]] | None = None
         self._unfollow: Callable[[], None] = _nothing
 
-    @classmethod
-    def from_packed(cls, packed: Mapping[str, Tensor], num_layers: int, file: str) -> "Modulations":
-        """Copy the modulation layers out of a checkpoint's packed tensors.
-
-        Raises:
-            CheckpointError: a value in them gives no finite weight.
-        """
-        modulations = cls()
-        for block in range(num_layers):
-            modulations.store(packed, block, file)
-        return modulations
-
     def store(self, packed: Mapping[str, Tensor], block: int, file: str) -> None:
         """Copy the modulation layers of one block: the next one's, or in place those of a block that is there.
 

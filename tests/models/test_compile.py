@@ -6,8 +6,8 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, fx
 
 from qwen_edit.models.compile import compile_blocks
-from qwen_edit.models.modulation import Modulations
 from qwen_edit.svdq.quantize import quantize
+from tests.models.modulations import stored
 
 CONFIG = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 128, "joint_attention_dim": 64}
 
@@ -95,7 +95,7 @@ def test_the_weights_are_not_compiled_in(model, graphs) -> None:
 
 
 def test_one_code_serves_every_step_of_a_schedule(model, graphs) -> None:
-    modulations = Modulations.from_packed(quantize(model.state_dict(), CONFIG, rank=16), 2, "file")
+    modulations = stored(quantize(model.state_dict(), CONFIG, rank=16), 2, "file")
     modulations.attach(model)
     timesteps = torch.tensor([1000.0, 600.0, 200.0])
 

@@ -11,6 +11,7 @@ from qwen_edit.models.modulation import SCHEDULES, Modulations
 from qwen_edit.svdq.dense import dense_block, dense_top_level
 from qwen_edit.svdq.modules import top_level_tensors
 from qwen_edit.svdq.quantize import quantize
+from tests.models.modulations import stored
 
 CONFIG: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 128}
 CONFIG |= {"joint_attention_dim": 64}
@@ -42,7 +43,7 @@ def stock(packed: dict[str, Tensor], dtype: torch.dtype = torch.float32, **confi
 
 def cached(packed: dict[str, Tensor], dtype: torch.dtype = torch.float32, **config: object) -> tuple[Any, Modulations]:
     model = stock(packed, dtype, **config)
-    modulations = Modulations.from_packed(packed, CONFIG["num_layers"], "file")
+    modulations = stored(packed, CONFIG["num_layers"], "file")
     modulations.attach(model)
     return model, modulations
 
@@ -177,7 +178,7 @@ def test_the_scheduler_that_is_followed_can_be_changed(packed) -> None:
 def test_the_weights_are_its_own(packed) -> None:
     buffer = {name: tensor.clone() for name, tensor in packed.items()}
     model = stock(packed)
-    modulations = Modulations.from_packed(buffer, CONFIG["num_layers"], "file")
+    modulations = stored(buffer, CONFIG["num_layers"], "file")
     modulations.attach(model)
     for tensor in buffer.values():
         tensor.zero_()
@@ -212,7 +213,7 @@ def test_padded_scales_are_trimmed(packed) -> None:
 
 def _attached(modulated: dict[str, Tensor], rest: dict[str, Tensor]) -> tuple[Any, Modulations]:
     model = stock(rest)
-    modulations = Modulations.from_packed(modulated, CONFIG["num_layers"], "file")
+    modulations = stored(modulated, CONFIG["num_layers"], "file")
     modulations.attach(model)
     return model, modulations
 
@@ -227,4 +228,4 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_name(packed, part, kind
     with pytest.raises(
         ModelUnavailable, match=rf"file: tensor 'transformer_blocks\.1\.txt_mod\.1\.{kind}' .*not finite"
     ):
-        Modulations.from_packed(damaged, CONFIG["num_layers"], "file")
+        stored(damaged, CONFIG["num_layers"], "file")
