@@ -1,4 +1,4 @@
-"""`python -m builder`: bake, verify, sizes, tiny."""
+"""`python -m builder`: bake, verify, sizes, demo, tiny."""
 
 import argparse
 import os
@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_bake(bake)
     commands.add_parser("verify", help="what is there, and whether it is whole; --help for its options")
     commands.add_parser("sizes", help="what a bake weighs, before anything is fetched").set_defaults(run=_sizes)
+    demo = commands.add_parser("demo", help="lay out the demo model, which follows a handful of instructions")
+    add_models(demo)
+    demo.set_defaults(run=_demo)
     tiny = commands.add_parser("tiny", help="write the tiny random model in the production layout")
     add_models(tiny)
     tiny.set_defaults(run=_tiny)
@@ -120,6 +123,13 @@ def _sizes(_: argparse.Namespace) -> int:
     from builder.sizes import table
 
     print(table())
+    return DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from builder.demo.files import write
+
+    write(models_of(options, os.environ))
     return DONE
 
 

@@ -2,14 +2,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from builder.demo import files
 from tests.e2e.conftest import ROOT, Run, events
 
 
 def test_the_handler_edits_test_input_json(run: Run, tmp_path: Path) -> None:
-    done = run("handler.py", RUNPOD_LOG_LEVEL="INFO")
+    files.write(tmp_path / "demo")
+
+    done = run("handler.py", MODEL_CACHE_DIR=str(tmp_path / "demo"), RUNPOD_LOG_LEVEL="INFO")
 
     assert done.returncode == 0, done.stderr
     edited: dict[str, Any] = events(done.stdout)[-1]
@@ -21,6 +25,8 @@ def test_the_handler_edits_test_input_json(run: Run, tmp_path: Path) -> None:
     assert edited["saved"] == [str(saved)]
     with Image.open(saved) as picture:
         assert picture.size == (1248, 832)  # the shape of the 451 × 300 photo at about one megapixel
+        levels = np.asarray(picture).astype(int)
+    assert np.ptp(levels, axis=2).mean() < 8 < levels.std()  # "Convert the photo to black and white"
     assert "'image': 'iVBOR" in done.stdout  # the SDK prints the whole reply at this level
     assert "Local testing complete" in done.stdout
 
