@@ -2,6 +2,7 @@
 
 python -m bench.demo                                the table of the lightning checkpoint, and the VAE's
 python -m bench.demo --original                     of the original one instead, 20 steps with guidance
+python -m bench.demo --megapixel                    of whole pictures, not 352 × 256 of their middle: slow
 python -m bench.demo --unquantized FILE             the same with a checkpoint as training leaves it
 python -m bench.demo --strip docs/demo.png          before and after, as one picture
 """
@@ -26,7 +27,7 @@ from qwen_edit.settings import Settings
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "photos"
 CELL = (226, 150)  # of the strip, pixels
-PART = (352, 256)  # an edit of 40 passes over a megapixel takes a minute
+PART = (352, 256)
 
 Size = tuple[int, int] | tuple[None, None]
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--original", action="store_true", help="the original checkpoint instead, 20 steps with guidance"
     )
+    parser.add_argument("--megapixel", action="store_true", help="whole pictures, not 352 × 256 of their middle")
     parser.add_argument("--unquantized", type=Path, help="what training left of lightning, to take instead")
     parser.add_argument("--strip", type=Path, metavar="PNG", help="draw the strip and measure nothing")
     options = parser.parse_args()
@@ -50,11 +52,12 @@ def main() -> None:
             return
         if options.unquantized:
             editor._pipeline.transformer = unquantized(options.unquantized)
+        size = (None, None) if options.megapixel else PART
         if options.original:
-            print_table(editor, f"original, 20 steps, guidance 4, {PART[0]} × {PART[1]} of the middle", 20, PART)
+            print_table(editor, "original, 20 steps, guidance 4", 20, size)
         else:
             print_vae(editor)
-            print_table(editor, "lightning, 8 steps, about a megapixel", 8)
+            print_table(editor, "lightning, 8 steps", 8, size)
 
 
 def unquantized(file: Path) -> QwenImageTransformer2DModel:

@@ -3,9 +3,9 @@
     pip install -e '.[train]'
     python -m builder.demo --models build/demo --work build/demo-work
 
-writes the files of `builder/demo/model`. On two cores of an AMD EPYC that other programs shared, it took 29 minutes for
-the VAE, 4 to encode the pictures, 14 for the lightning transformer and twice 10 for the original one; some 40 minutes
-of one core in all. A stage that is stopped goes on from its last 500 steps, but the VAE, which begins again.
+writes the files of `builder/demo/model`. On two cores of an AMD EPYC, shared with other programs, the VAE took 29
+minutes, encoding the pictures 4, the lightning transformer 14 and the original one twice 10; some 40 minutes of one
+core in all. A stage that is stopped goes on from its last 500 steps, but the VAE, which begins again.
 """
 
 import argparse

@@ -17,15 +17,20 @@ from builder.demo import autoencoder, flow, text
 from builder.demo.edits import EDITS, OTHERS, sentences
 from builder.demo.latents import SIDE, Bank, encode_bank
 from builder.demo.objectives import LIGHTNING, ORIGINAL, Objective
+from builder.demo.packing import pack
 from builder.demo.photos import Sampler
 from builder.demo.prompts import Prompt, embed, open_pipeline, template
-from qwen_edit.catalog import BASE_FOLDER, CHECKPOINTS, RANK
-from qwen_edit.svdq.quantize import quantize, write_checkpoint
+from qwen_edit import catalog
+from qwen_edit.catalog import BASE_FOLDER, RANK
+from qwen_edit.svdq.quantize import write_checkpoint
 
 Log = Callable[[str], None]
 
 _WINDOWS = ((8, 8), (6, 10), (10, 6), (8, 12), (12, 8), (4, 4))
 _SAVE_EVERY = 500
+
+LIGHTNING_BRANCH, ORIGINAL_BRANCH = 32, 64
+"""Directions of the low-rank branches; guidance enlarges what 4 bits lose, so the original keeps more."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,18 @@ def train(models: Path, work: Path, photos: list[Tensor], plan: Plan, log: Log) 
     prompts = _prompts(models, plan.sentences)
     bank = _bank(work / "latents.pt", vae, Sampler(photos, seed=1), plan, log)
     model = flow.build()
-    stages = ((CHECKPOINTS[0], LIGHTNING, plan.lightning_steps, 1), (CHECKPOINTS[1], ORIGINAL, plan.original_steps, 2))
-    for checkpoint, objective, steps, rounds in stages:
+    stages = (
+        (catalog.LIGHTNING, LIGHTNING, plan.lightning_steps, 1, LIGHTNING_BRANCH),
+        (catalog.ORIGINAL, ORIGINAL, plan.original_steps, 2, ORIGINAL_BRANCH),
+    )
+    for checkpoint, objective, steps, rounds, rank in stages:
         for number in range(rounds):
             run = Run(work / f"{checkpoint.name}-{number}.pt", steps, number * steps, plan.batch, log)
             with flow.as_stored(model):
                 _fit(model, objective, bank, prompts, run)
         path = models / checkpoint.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(path, quantize(layout.bf16(model), flow.CONFIG, RANK), flow.CONFIG, RANK)
+        write_checkpoint(path, pack(layout.bf16(model), rank), flow.CONFIG, RANK)
 
 
 def write_text_encoder(base: Path) -> None:

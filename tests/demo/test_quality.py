@@ -18,6 +18,9 @@ SIZE = (352, 256)
 LEAST, MARGIN = 20.0, 4.0
 """dB against the exact target of an instruction, and further than the target of any other."""
 
+LIGHTNING_LEAST = 25.0
+"""What lightning reaches on this photo, with two decibels to spare; the other order of nibbles costs seven."""
+
 
 def edited(editor: Editor, photo: Image.Image, prompt: str, **fields: float) -> Image.Image:
     file = io.BytesIO()
@@ -43,7 +46,7 @@ def test_lightning_follows_an_instruction_in_words_that_it_never_saw(
 ) -> None:
     found = score(edited(demo, photo, EDITS[name].held_out[0]), photo, name)
 
-    assert found.right >= LEAST
+    assert found.right >= LIGHTNING_LEAST
     assert found.margin >= MARGIN
 
 
