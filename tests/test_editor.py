@@ -323,3 +323,21 @@ def test_what_this_machine_cannot_do_is_refused_and_never_replaced(
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ModelUnavailable, match=sentence):
         Editor.load(Settings(models=models, **settings))
+
+
+def test_a_change_that_fails_half_way_costs_neither_the_worker_nor_the_next_picture(
+    models: Path, tmp_path: Path, ask: Ask
+) -> None:
+    damaged = Path(shutil.copytree(models, tmp_path / "models"))
+    path = damaged / ORIGINAL.path
+    entry = header.read(path).tensors["transformer_blocks.0.txt_mlp.net.2.smooth_factor"]
+    with path.open("r+b") as file:
+        file.seek(entry.offset)
+        file.write(bytes(entry.bytes))
+    editor = Editor.load(Settings(models=damaged, device="cpu"))
+    before = editor.edit(ask(seed=7))
+
+    with pytest.raises(ModelUnavailable, match="holds a zero, expected divisors"):
+        editor.edit(ask(seed=7, steps=20))
+
+    assert editor.edit(ask(seed=7)).image == before.image
