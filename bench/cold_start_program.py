@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 READERS = 8
@@ -42,20 +43,29 @@ def import_as_the_examples_do(_models: Path) -> object:
 
 def import_as_the_worker_does(_models: Path) -> object:
     """All that serving needs: the SDK in the main thread, the rest in the one that loads."""
+    from qwen_edit.collector import collector_paused
     from qwen_edit.worker import Worker
 
     def load() -> object:
-        from qwen_edit.models.lean_torch import lean_torch
-
-        with lean_torch():
+        with _lean():
             from qwen_edit.models.assembly import load_base
         return load_base
 
-    with ThreadPoolExecutor(1) as gpu:
+    with collector_paused(), ThreadPoolExecutor(1) as gpu:
         loading = gpu.submit(load)
         import runpod.serverless
 
         return Worker, runpod, loading.result()
+
+
+def _lean() -> ExitStack:
+    from qwen_edit.models.lean_packages import lean_packages
+    from qwen_edit.models.lean_torch import lean_torch
+
+    with ExitStack() as lean:
+        lean.enter_context(lean_packages())
+        lean.enter_context(lean_torch())
+        return lean.pop_all()
 
 
 def read_plainly(models: Path) -> object:
@@ -101,7 +111,9 @@ def load_as_the_worker_does(models: Path) -> object:
 
     In the weights' own dtype, and without expanding them, which a CPU alone is slow at.
     """
-    with ThreadPoolExecutor(1) as gpu:
+    from qwen_edit.collector import collector_paused
+
+    with collector_paused(), ThreadPoolExecutor(1) as gpu:
         loading = gpu.submit(_load, models)
         import runpod.serverless
 
@@ -120,9 +132,7 @@ def _load(models: Path) -> object:
         from qwen_edit.weights.reader import Weights
 
         with Weights(files, torch.device("cpu"), wanted=is_used) as weights:
-            from qwen_edit.models.lean_torch import lean_torch
-
-            with lean_torch():
+            with _lean():
                 from qwen_edit.models.assembly import load_base
 
                 pipeline = load_base(models / BASE_FOLDER, lambda _file: weights, torch.bfloat16)

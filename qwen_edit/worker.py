@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from qwen_edit import fitness, runpod_sdk
+from qwen_edit.collector import collector_paused
 from qwen_edit.editor import Editor
 from qwen_edit.errors import Cancelled, EditError, InternalError, SettingsError
 from qwen_edit.exchange import Prepared, Rendered, prepare, respond
@@ -167,7 +168,8 @@ class Worker:
     def _load(self) -> Editor:
         started = time.perf_counter()
         try:
-            editor = Editor.load(self.settings, self._stopping.is_set)
+            with collector_paused():
+                editor = Editor.load(self.settings, self._stopping.is_set)
         except Cancelled:  # by `close`
             log("load stopped")
             raise

@@ -4,7 +4,7 @@ No diffusers and no transformers at the top: reading and expanding begin before 
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,6 +16,7 @@ from qwen_edit.memory_plan import weight_bytes
 from qwen_edit.model_folder import BaseWeights, is_used
 from qwen_edit.models.device import Setup, choose_dtype, set_up
 from qwen_edit.models.expansion import RECIPES, Expanded, Recipe, expand, groups_of, refill
+from qwen_edit.models.lean_packages import lean_packages
 from qwen_edit.models.lean_torch import lean_torch
 from qwen_edit.settings import Settings
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
@@ -126,13 +127,14 @@ class Loader:
         files = {**dict.fromkeys(base.text_encoder, waiting), **dict.fromkeys(base.vae, self.setup.device)}
         return self._arriving(checkpoint, files)
 
-    def importing(self, *, compiled: bool) -> AbstractContextManager[None]:
+    def importing(self, *, compiled: bool) -> AbstractContextManager[object]:
         """What diffusers and transformers are to be imported in, and their pipeline built."""
-        if compiled:
-            pass  # before diffusers, which marks for it what it is to leave alone
-
-        # What the engine imports is not known here.
-        return lean_torch() if self._recipe.is_dense and not compiled else nullcontext()
+        lean = ExitStack()
+        if self._recipe.is_dense:  # what the engine imports is not known here
+            lean.enter_context(lean_packages())
+            if not compiled:
+                lean.enter_context(lean_torch())
+        return lean
 
     def assemble(self, arriving: Arriving, checkpoint: Checkpoint, *, compiled: bool) -> "EditPipeline":
         """Build the pipeline around what arrives.

@@ -15,7 +15,7 @@ from qwen_edit.errors import Cancelled
 from qwen_edit.weights import header
 from qwen_edit.weights.disk import Identity, open_file
 from qwen_edit.weights.header import TensorEntry
-from qwen_edit.weights.placement import Block, place
+from qwen_edit.weights.placement import Block
 from qwen_edit.weights.sinks import Sink
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -67,7 +67,8 @@ class WeightFile:
         self._name = header.file_name(path)
         with header.disk_errors(self._name):
             # Open until nobody reads any more, lest its number is given to another file.
-            self._descriptor = opened.enter_context(open_file(path)).fileno()
+            self._file = opened.enter_context(open_file(path))
+            self._descriptor = self._file.fileno()
             self._identity = Identity.of(self._descriptor)
             self.header = header.parse(self._descriptor, self._name)
         self._waiting: deque[Entries] = deque()
@@ -91,10 +92,14 @@ class WeightFile:
         """Start reading the next group, if there is one.
 
         Raises:
+            ModelUnavailable: the file has been cut short.
             Cancelled: the pool was shut down.
         """
         if self._waiting:
-            group = _Group(self._waiting.popleft(), self._sink, self._block_bytes)
+            if self._file.closed:
+                raise Cancelled(_CANCELLED)
+            with header.disk_errors(self._name):
+                group = _Group(self._descriptor, self._waiting.popleft(), self._sink, self._block_bytes)
             group.start(self._pool, self._descriptor, self._name, self.header.size)
             self._begun.append(group)
 
@@ -125,11 +130,10 @@ class Arrived:
 class _Group:
     """Tensors of a file on their way into a buffer that they share."""
 
-    def __init__(self, entries: Entries, sink: Sink, block_bytes: int) -> None:
+    def __init__(self, descriptor: int, entries: Entries, sink: Sink, block_bytes: int) -> None:
         self._entries = entries
         self._sink = sink
-        self._placement = place(entries, block_bytes)
-        self._buffer = sink.allocate(self._placement.bytes)
+        self._placement, self._buffer = sink.land(descriptor, entries, block_bytes)
         self._reads: deque[Future[None]] = deque()
         self.bytes = sum(entry.bytes for entry in entries.values())
         self.arrived = time.perf_counter()
@@ -164,13 +168,11 @@ class _Group:
             self._reads.clear()  # their errors would hold on to this object and so to its buffer
 
     def tensors(self) -> dict[str, Tensor]:
-        by_dtype = {entry.dtype: self._buffer.view(DTYPES[entry.dtype]) for entry in self._entries.values()}
-        return {
-            name: _view(by_dtype[entry.dtype], self._placement.starts[name], entry.bytes, entry.shape)
-            for name, entry in self._entries.items()
-        }
+        return {name: _view(self._buffer, self._placement.starts[name], entry) for name, entry in self._entries.items()}
 
 
-def _view(buffer: Tensor, start: int, size: int, shape: tuple[int, ...]) -> Tensor:
-    """The tensor that begins at byte `start` of the buffer, which is of its dtype already."""
-    return buffer[start // buffer.itemsize : (start + size) // buffer.itemsize].view(shape)
+def _view(buffer: Tensor, start: int, entry: TensorEntry) -> Tensor:
+    """The tensor that begins at byte `start` of the buffer; a copy where no value of its dtype may begin there."""
+    dtype = DTYPES[entry.dtype]
+    part = buffer[start : start + entry.bytes]
+    return (part.clone() if start % dtype.itemsize else part).view(dtype).view(entry.shape)

@@ -23,7 +23,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Placement:
-    """A buffer of `bytes`, a multiple of the alignment; where each tensor begins in it; the reads, in file order."""
+    """A buffer of `bytes`; where each tensor begins in it; the reads, in file order."""
 
     bytes: int
     starts: Mapping[str, int]
@@ -41,16 +41,31 @@ def place(tensors: Mapping[str, TensorEntry], block_bytes: int) -> Placement:
         tensors: some or all of a header's, in its order.
     """
     starts: dict[str, int] = {}
-    runs: list[_Run] = []
     end = 0
     for name, entry in tensors.items():
-        starts[name] = start = _aligned(end)
-        end = start + entry.bytes
+        starts[name] = _aligned(end)
+        end = starts[name] + entry.bytes
+    return Placement(_aligned(end), starts, _reads(tensors, starts, block_bytes))
+
+
+def in_place(tensors: Mapping[str, TensorEntry], block_bytes: int) -> Placement:
+    """Leave tensors where they lie in their file, which the buffer then is: the reads bring what there is of them.
+
+    Args:
+        tensors: some or all of a header's, in its order.
+    """
+    starts = {name: entry.offset for name, entry in tensors.items()}
+    end = max((entry.offset + entry.bytes for entry in tensors.values()), default=0)
+    return Placement(end, starts, _reads(tensors, starts, block_bytes))
+
+
+def _reads(tensors: Mapping[str, TensorEntry], starts: Mapping[str, int], block_bytes: int) -> tuple[Block, ...]:
+    runs: list[_Run] = []
+    for name, entry in tensors.items():
         if not runs or runs[-1].end != entry.offset:
             runs.append(_Run(entry.offset))
-        runs[-1].append(slice(start, end))
-    blocks = (block for run in runs for block in _blocks(_cut(run.pieces, block_bytes), run.offset, block_bytes))
-    return Placement(_aligned(end), starts, tuple(blocks))
+        runs[-1].append(slice(starts[name], starts[name] + entry.bytes))
+    return tuple(block for run in runs for block in _blocks(_cut(run.pieces, block_bytes), run.offset, block_bytes))
 
 
 class _Run:

@@ -1,6 +1,6 @@
-"""Where blocks of a file end up: straight in the CPU's memory, or on a GPU by way of a small pinned ring."""
+"""Where blocks of a file end up: in the CPU's memory, or on a GPU by way of a small pinned ring."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from qwen_edit.weights.disk import fill
-from qwen_edit.weights.placement import Block
+from qwen_edit.weights.header import TensorEntry
+from qwen_edit.weights.mapping import CAN_MAP, Mapped
+from qwen_edit.weights.placement import Block, Placement, place
 
 
 class Sink(Protocol):
     """Takes blocks from several threads at once."""
 
-    def allocate(self, size: int) -> Tensor:
-        """New memory on the device: uint8 [size], not filled."""
+    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
+        """Decide where tensors of the open file will lie.
+
+        Returns:
+            Their places, with reads of `block_bytes` at most, and the buffer on the device that these fill: uint8.
+
+        Raises:
+            OSError: the file ends before the tensors do.
+        """
 
     def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
         """Bring a block of the open file into the buffer. Returns the bytes that were there to read.
@@ -33,12 +42,14 @@ class Sink(Protocol):
 
 
 class Direct:
-    """The CPU: the kernel copies into the buffer, whose pages the readers touch first, in parallel.
+    """The CPU where it cannot map: the kernel copies into memory whose pages the readers touch first, in parallel."""
 
-    Mapping the file would spare that copy, but a mapped file that is cut short kills the process at a touch.
-    """
+    def land(self, _descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
+        placement = place(tensors, block_bytes)
+        return placement, self.allocate(placement.bytes)
 
     def allocate(self, size: int) -> Tensor:
+        """New memory: uint8 [size], not filled."""
         # Not in huge pages: on a virtual machine `bench/reading.py` finds them two to four times slower to fill where
         # the host has to find them first, as in a new process, if up to three times faster once they are there.
         return torch.empty(size, dtype=torch.uint8)
@@ -102,8 +113,9 @@ class Staged:
         for _ in range(readers):
             self._free.put(_Slot())
 
-    def allocate(self, size: int) -> Tensor:
-        return self._link.allocate(size)
+    def land(self, _descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
+        placement = place(tensors, block_bytes)
+        return placement, self._link.allocate(placement.bytes)
 
     def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
         slot = self._free.get()
@@ -168,5 +180,5 @@ class CudaLink:
 def sink_for(device: torch.device, readers: int, block_bytes: int) -> Sink:
     """The sink of a device: the CPU or a CUDA device."""
     if device.type == "cpu":
-        return Direct()
+        return Mapped() if CAN_MAP else Direct()
     return Staged(CudaLink(device), readers, block_bytes)

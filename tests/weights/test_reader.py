@@ -20,13 +20,16 @@ from torch import Tensor
 from qwen_edit.errors import Cancelled, ModelUnavailable
 from qwen_edit.weights.file import DTYPES
 from qwen_edit.weights.header import ITEM_BYTES
+from qwen_edit.weights.mapping import CAN_MAP, Mapped
 from qwen_edit.weights.placement import ALIGNMENT, Block
 from qwen_edit.weights.reader import WINDOW, Weights
-from qwen_edit.weights.sinks import Direct
+from qwen_edit.weights.sinks import Direct, Sink
 from tests.reading import read_folder
 
 CPU = torch.device("cpu")
 BLOCK = 1000
+
+maps = pytest.mark.skipif(not CAN_MAP, reason="this system cannot read a map without touching it")
 
 on_disk = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example writes its own file over the last one
@@ -81,18 +84,33 @@ def reading_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("weights")]
 
 
+class Acting:
+    """Does something to the world after the first block."""
+
+    def __init__(self, after_first: Callable[[], object] = lambda: None) -> None:
+        self._after_first = after_first
+        self._lock = threading.Lock()
+        self._first = True
+
+    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+        with self._lock:
+            count: int = super().read(descriptor, block, buffer)  # type: ignore[misc]
+            if self._first:
+                self._first = False
+                self._after_first()
+            return count
+
+
 class Memory(bytearray):
     """Memory whose end can be seen."""
 
 
-class Watched(Direct):
-    """Does something to the world after the first block, and knows which of its buffers are still there."""
+class Watched(Acting, Direct):
+    """Knows which of its buffers are still there."""
 
     def __init__(self, after_first: Callable[[], object] = lambda: None) -> None:
-        self._after_first = after_first
+        super().__init__(after_first)
         self._buffers: list[weakref.ref[Memory]] = []
-        self._lock = threading.Lock()
-        self._first = True
 
     @property
     def alive(self) -> int:
@@ -103,13 +121,25 @@ class Watched(Direct):
         self._buffers.append(weakref.ref(memory))
         return torch.frombuffer(memory, dtype=torch.uint8)
 
-    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
-        with self._lock:
-            count = super().read(descriptor, block, buffer)
-            if self._first:
-                self._first = False
-                self._after_first()
-            return count
+
+class WatchedMap(Acting, Mapped):
+    """Knows how many of its maps are still there."""
+
+    def __init__(self, after_first: Callable[[], object] = lambda: None) -> None:
+        super().__init__(after_first)
+        self._inodes: set[int] = set()
+
+    @property
+    def alive(self) -> int:
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        return sum(int(inode) in self._inodes for _, _, _, _, inode, *_ in maps)
+
+    def land(self, descriptor: int, *what: Any) -> Any:
+        self._inodes.add(os.fstat(descriptor).st_ino)
+        return super().land(descriptor, *what)
+
+
+watched = pytest.mark.parametrize("sink_class", [Watched, pytest.param(WatchedMap, marks=maps)])
 
 
 @pytest.mark.parametrize("dtype", ITEM_BYTES)
@@ -129,16 +159,23 @@ def test_each_dtype_is_what_safetensors_makes_of_it(dtype: str, tmp_path: Path) 
     block_bytes=st.integers(1, 500),
     readers=st.integers(1, 4),
 )
+@pytest.mark.parametrize("sink_class", [Direct, pytest.param(Mapped, marks=maps)])
 def test_any_file_is_read_as_safetensors_reads_it(
-    tensors: list[tuple[str, list[int]]], block_bytes: int, readers: int, tmp_path: Path
+    sink_class: type[Sink], tensors: list[tuple[str, list[int]]], block_bytes: int, readers: int, tmp_path: Path
 ) -> None:
     path = written(tmp_path / "a.safetensors", tensors)
 
-    with Weights([path], CPU, readers=readers, block_bytes=block_bytes) as weights:
+    with Weights([path], CPU, readers=readers, block_bytes=block_bytes, sink=sink_class()) as weights:
         found = weights.tensors(path)
 
     assert_same(found, load_file(path))
     assert list(found) == [str(number) for number in range(len(tensors))]
+
+
+def test_what_is_copied_has_one_buffer_and_begins_where_vectors_do(blocks: Path) -> None:
+    with Weights([blocks], CPU, sink=Direct()) as weights:
+        found = weights.tensors(blocks)
+
     assert len({tensor.untyped_storage().data_ptr() for tensor in found.values() if tensor.numel()}) <= 1
     assert not [tensor for tensor in found.values() if tensor.storage_offset() * tensor.itemsize % ALIGNMENT]
 
@@ -180,8 +217,9 @@ def test_what_was_handed_out_is_counted(path: Path, folder: Path) -> None:
     assert weights.stats.seconds >= seconds > 0
 
 
-def test_a_file_is_handed_out_once_and_its_memory_goes_with_its_tensors(path: Path) -> None:
-    sink = Watched()
+@watched
+def test_a_file_is_handed_out_once_and_its_memory_goes_with_its_tensors(sink_class: Any, path: Path) -> None:
+    sink = sink_class()
 
     with Weights([path], CPU, block_bytes=BLOCK, sink=sink) as weights:
         tensors = weights.tensors(path)
@@ -223,10 +261,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@watched
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_while_it_is_read_is_refused(change: str, path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(sink_class: Any, change: str, path: Path) -> None:
     act, sentence = CHANGES[change]
-    sink = Watched(lambda: act(path))
+    sink = sink_class(lambda: act(path))
 
     with (
         Weights([path], CPU, readers=1, block_bytes=BLOCK, sink=sink) as weights,
@@ -237,25 +276,27 @@ def test_a_file_that_changes_while_it_is_read_is_refused(change: str, path: Path
     assert not reading_threads()
 
 
+@watched
 @on_disk
 @given(kept=st.integers(0, BLOCK * 10))
-def test_a_file_truncated_anywhere_while_it_is_read_is_refused(kept: int, tmp_path: Path) -> None:
+def test_a_file_truncated_anywhere_while_it_is_read_is_refused(sink_class: Any, kept: int, tmp_path: Path) -> None:
     path = written(tmp_path / "a.safetensors", [("U8", [BLOCK * 10])])
-    sink = Watched(lambda: os.truncate(path, kept))
+    sink = sink_class(lambda: os.truncate(path, kept))
 
     with Weights([path], CPU, readers=2, block_bytes=BLOCK, sink=sink) as weights, pytest.raises(ModelUnavailable):
         weights.tensors(path)
 
 
+@watched
 def test_an_error_of_the_disk_is_raised_with_the_name_of_its_file_and_spares_the_others(
-    path: Path, folder: Path
+    sink_class: Any, path: Path, folder: Path
 ) -> None:
     def fail() -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     other = folder / "part-1.safetensors"
 
-    with Weights([path, other], CPU, readers=1, block_bytes=BLOCK, sink=Watched(fail)) as weights:
+    with Weights([path, other], CPU, readers=1, block_bytes=BLOCK, sink=sink_class(fail)) as weights:
         with pytest.raises(ModelUnavailable, match=r"vae/weights\.safetensors: cannot be read: Input/output error"):
             weights.tensors(path)
         assert_same(weights.tensors(other), load_file(other))
@@ -270,9 +311,10 @@ def without_collector() -> Any:
     gc.enable()
 
 
+@watched
 @pytest.mark.usefixtures("without_collector")
-def test_a_failure_leaves_no_thread_and_no_memory(path: Path, folder: Path) -> None:
-    sink = Watched(lambda: os.truncate(path, 500))
+def test_a_failure_leaves_no_thread_and_no_memory(sink_class: Any, path: Path, folder: Path) -> None:
+    sink = sink_class(lambda: os.truncate(path, 500))
 
     failed = False
     try:
@@ -288,15 +330,18 @@ def test_a_failure_leaves_no_thread_and_no_memory(path: Path, folder: Path) -> N
     assert sink.alive == 0
 
 
+@watched
 @pytest.mark.usefixtures("without_collector")
-def test_closing_in_the_middle_ends_the_wait_and_leaves_no_thread_and_no_memory(path: Path, folder: Path) -> None:
+def test_closing_in_the_middle_ends_the_wait_and_leaves_no_thread_and_no_memory(
+    sink_class: Any, path: Path, folder: Path
+) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
         begun.set()
         go_on.wait()
 
-    sink = Watched(hold)
+    sink = sink_class(hold)
     weights = Weights([path, folder / "part-1.safetensors"], CPU, readers=2, block_bytes=BLOCK, sink=sink)
     begun.wait()
     closing = threading.Thread(target=weights.close)

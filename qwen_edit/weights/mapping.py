@@ -1,0 +1,80 @@
+"""Files in the CPU's memory without a copy: mapped, and read through the map before anybody touches it."""
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qwen_edit.weights.header import TensorEntry
+from qwen_edit.weights.placement import Block, Placement, in_place
+
+_MADV_POPULATE_READ = 22
+"""Linux 5.14 and later: read the pages of a map, and where touching one would raise SIGBUS give an error instead."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mapped:
+    """The CPU: each file is mapped, and its blocks are read into the page cache and from there into the map.
+
+    Nothing is copied, and no page has to be found and cleared for a copy, which takes longer than the disk does: see
+    `bench/reading.py`. Two processes share the pages, and the system may drop and read them again as it needs memory.
+
+    A map whose file is cut short kills the process that touches it behind the end. While it is read nobody does: what
+    is missing is an error. Afterwards a file may be replaced or removed, as the builder does, but not be written to.
+    """
+
+    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
+        placement = in_place(tensors, block_bytes)
+        if not placement.bytes:
+            return placement, torch.empty(0, dtype=torch.uint8)
+        try:
+            # Writable, or PyTorch warns; what were written would stay in this process.
+            memory = mmap.mmap(descriptor, placement.bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        except ValueError as error:
+            raise OSError(errno.ENODATA, f"it ends before byte {placement.bytes}") from error
+        return placement, torch.frombuffer(memory, dtype=torch.uint8)
+
+    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+        start = block.offset - block.offset % mmap.PAGESIZE
+        try:
+            _populate(buffer.data_ptr() + start, block.offset + block.bytes - start)
+        except OSError as error:
+            # Both a file that is too short and a disk that cannot be read would be SIGBUS.
+            if error.errno != errno.EFAULT or os.fstat(descriptor).st_size >= block.offset + block.bytes:
+                raise
+        return max(0, min(block.bytes, os.fstat(descriptor).st_size - block.offset))
+
+    def join(self) -> None:
+        """Memory that a thread read is there for all."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _populate(address: int, size: int) -> None:
+    """Bring the pages of a map into memory, from a page's address on, without the GIL."""
+    if _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_POPULATE_READ):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _can_populate() -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    page = torch.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), dtype=torch.uint8)
+    try:
+        _populate(page.data_ptr(), mmap.PAGESIZE)
+    except OSError:
+        return False
+    return True
+
+
+CAN_MAP = _can_populate()
+"""Whether the system reads a map without the danger of touching it: an older Linux does not, nor do sandboxes that
+leave such advice out."""
