@@ -102,10 +102,6 @@ class Prefetch:
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait until all has been asked for; the disk may still be at work on the last of it."""
-        self._thread.join()
-
     def close(self) -> None:
         """Stop asking. No thread is left."""
         self._stop.set()

@@ -18,14 +18,13 @@ from qwen_edit.weights.file import Arrived, Groups, WeightFile
 from qwen_edit.weights.shards import shards
 from qwen_edit.weights.sinks import Sink, sink_for
 
-READERS = max(2, min(8, os.cpu_count() or 8))
+READERS = max(4, min(8, os.cpu_count() or 8))
 BLOCK_BYTES = 32 << 20
 """Threads that read, and what each asks the disk for at once.
 
-In `bench/RESULTS.md` eight read as fast as plain reads into memory, and half as many of half the size a sixth slower
-beside a thread that keeps the interpreter busy, as imports do: a reader that is done with a block waits up to 5 ms for
-the GIL before it asks for the next. But no more than there are cores: on two, eight readers slow the imports down by a
-second, and a start ends sooner with two. `bench/reading.py --grid` measures others.
+By `bench/reading.py` on a virtual disk with two cores, four map files an eighth faster than two and than eight. Small
+blocks are slower: while imports run, a reader that is done with one waits up to 5 ms for the GIL before it asks for the
+next.
 """
 
 WINDOW = 2

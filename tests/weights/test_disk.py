@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -104,20 +105,16 @@ def assert_cached(path: Path) -> None:
 def test_files_are_read_into_the_page_cache_to_their_end(tmp_path: Path) -> None:
     paths = [not_cached(tmp_path / "one"), not_cached(tmp_path / "two")]
 
-    with Prefetch(paths) as prefetch:
-        prefetch.wait()
-
-    assert_cached(paths[0])
-    assert_cached(paths[1])
+    with Prefetch(paths):
+        assert_cached(paths[0])
+        assert_cached(paths[1])
 
 
 def test_a_file_that_cannot_be_read_does_not_keep_the_next_from_it(tmp_path: Path) -> None:
     path = not_cached(tmp_path / "file")
 
-    with Prefetch([tmp_path / "gone", tmp_path, path], gently=True) as prefetch:
-        prefetch.wait()
-
-    assert_cached(path)
+    with Prefetch([tmp_path / "gone", tmp_path, path], gently=True):
+        assert_cached(path)
 
 
 def test_a_prefetch_can_be_stopped_and_leaves_no_thread(path: Path) -> None:
@@ -128,14 +125,13 @@ def test_a_prefetch_can_be_stopped_and_leaves_no_thread(path: Path) -> None:
 
 def test_only_a_gentle_prefetch_gives_way(path: Path) -> None:
     def priority() -> Iterator[Path]:
-        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        priorities.put(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         yield path
 
-    priorities: list[int] = []
+    priorities: SimpleQueue[int] = SimpleQueue()
     here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    for gently in (False, True):
-        with Prefetch(priority(), gently=gently) as prefetch:
-            prefetch.wait()
+    for gently, expected in ((False, here), (True, 19)):
+        with Prefetch(priority(), gently=gently):
+            assert priorities.get(timeout=60) == expected
 
-    assert priorities == [here, 19]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == here
