@@ -154,12 +154,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Of every tensor of a text encoder, by its published name."""
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config)))
-    return {_published_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _published_name(name: str) -> str:
-    """Today's names → those of the published files, which are older."""
-    return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+    return {layout.published_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:

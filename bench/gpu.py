@@ -4,9 +4,10 @@
 
 Writes a random model of the published sizes (30 GB) where DIR has none, then measures each way of running it in a
 process of its own and prints every figure as soon as it is known, and at the end the tables for `bench/RESULTS.md`.
-A run is a backend, with `+compile` for compiled blocks and `+cudnn` for cuDNN's attention; what a machine cannot run is
-named and left out. The tokenizer makes a token of each byte, so that the text is some 200 tokens longer than with the
-published words. `--tiny` tries the whole of it with a tiny model on whatever there is.
+A run is a backend, with `+compile` for compiled blocks and another attention than PyTorch chooses: `+cudnn` for cuDNN's
+in the transformer, `+flash` for none of cuDNN's at all. What a machine cannot run is named and left out. The tokenizer
+makes a token of each byte, so that the text is some 200 tokens longer than with the published words. `--tiny` tries the
+whole of it with a tiny model on whatever there is.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from qwen_edit.catalog import CHECKPOINTS, LIGHTNING, Checkpoint
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
 
 CHECKOUT = Path(__file__).parents[1]
-RUNS = "dense,stock,dense+cudnn,dense+cudnn+compile,dense-fp8+cudnn+compile,dense-fp8+cudnn,nunchaku"
+RUNS = "dense,stock,dense+flash,dense+compile,dense-fp8+compile,dense-fp8,nunchaku"
 STEPS = 8
 PRODUCTS = 10
 FREE_GB = 31
@@ -111,8 +112,11 @@ def report(results: dict[str, Figures], info: CheckpointInfo, rates: Figures) ->
     limits = ", ".join(f"{rate:.4g} TFLOP/s in {name}" for name, rate in rates.items())
     yield f"Limit: {limits}, measured in the same run."
     yield ""
-    yield "| run | a step | × limit | stock ÷ it | first edit | an edit | stock ÷ it | same again | held GB | peak GB |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield (
+        "| run | a step | × limit | stock ÷ it | first edit | an edit | stock ÷ it | other length | same again "
+        "| held GB | peak GB | taken GB |"
+    )
+    yield "|" + "---|" * 12
     for run, figures in edited.items():
         yield _row(
             run,
@@ -122,9 +126,11 @@ def report(results: dict[str, Figures], info: CheckpointInfo, rates: Figures) ->
             figures["first edit"],
             figures["edit"],
             _ratio(stock.get("edit"), figures["edit"]),
+            figures.get("other length"),
             figures.get("edit again"),
             figures.get("held GB"),
             figures.get("peak GB"),
+            figures.get("taken GB"),
         )
     yield ""
     yield f"| an edit by stages | {' | '.join(STAGES)} | text tokens |"
@@ -172,7 +178,7 @@ def _run(options: argparse.Namespace, run: str, device: str, deadline: float, *m
     arguments = [run, "--models", str(options.models), "--device", device, "--side", str(options.side)]
     arguments += ["--steps", str(options.steps), "--repeats", str(options.repeats), *more]
     if options.profile and not more:
-        arguments += ["--profile", str(options.profile / f"{run}.txt")]
+        arguments += ["--profile", str(options.profile / f"{run.replace('+', '-')}.txt")]
     command = [sys.executable, "-m", "bench.gpu_run", *arguments]
     figures: Figures = {}
     with (

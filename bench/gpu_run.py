@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -29,8 +30,16 @@ TOLD = "figures: "
 
 STAGES = ("prompt", "vae_encode", "denoise", "vae_decode")
 
+LONGER = " and let the lake freeze over"
+"""More of a prompt, whose length no edit before it had."""
+
 Figures = dict[str, float]
-Edit = Callable[[int], None]
+
+
+class Edit(Protocol):
+    """Edits one picture with one prompt, both by number; `more` is added to the prompt."""
+
+    def __call__(self, number: int, more: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,11 @@ def main() -> None:
 
 
 def measure_ours(work: Work, backend: str, changes: list[str], *, load_only: bool) -> Edit:
-    """Load with the editor and edit; `changes` are `compile` and `cudnn`. Returns an edit by its number."""
+    """Load with the editor and edit; `changes` are `compile`, `cudnn` and `flash`."""
     if "compile" in changes:
-        import torch._dynamo  # noqa: F401 - ahead of diffusers, which marks its functions for the compiler
+        import_module("torch._dynamo")  # ahead of diffusers, which marks its functions for the compiler
+    if "flash" in changes:
+        torch.backends.cuda.enable_cudnn_sdp(False)  # for the text encoder as well
     settings = Settings(models=work.models, device=work.device, backend=backend, compiled="compile" in changes)
     editor = Editor.load(settings)
     if editor.start is None:
@@ -90,8 +101,8 @@ def measure_ours(work: Work, backend: str, changes: list[str], *, load_only: boo
     counter = Counter(pipeline.transformer)
     stages: list[dict[str, float]] = []
 
-    def edit(number: int) -> None:
-        prepared = prepare(_request(work, number), settings)
+    def edit(number: int, more: str = "") -> None:
+        prepared = prepare(_request(work, number, more), settings)
         rendered = editor.render(replace(prepared, plan=replace(prepared.plan, steps=work.steps)))
         stages.append(rendered.stages_ms)
 
@@ -101,7 +112,8 @@ def measure_ours(work: Work, backend: str, changes: list[str], *, load_only: boo
     steady = {stage: statistics.median(one[stage] / 1000 for one in stages[1:]) for stage in STAGES}
     tell(step=steady["denoise"] / work.steps, **steady, **counter.figures)
     tell(**{"edit again": timed(work.device, lambda: edit(0))})  # the first one's picture and prompt
-    tell(**{"peak GB": memory_gb(work.device, "max_memory_allocated")})
+    tell(**{"other length": timed(work.device, lambda: edit(work.repeats + 1, LONGER))})
+    tell_peaks(work.device)
     return edit
 
 
@@ -118,8 +130,8 @@ def measure_stock(work: Work) -> Edit:
         return {}
 
     @torch.inference_mode()
-    def edit(number: int) -> None:
-        request = _request(work, number)
+    def edit(number: int, more: str = "") -> None:
+        request = _request(work, number, more)
         pipeline(
             image=prepare(request, Settings(models=work.models)).picture,
             prompt=request.prompt,
@@ -134,11 +146,9 @@ def measure_stock(work: Work) -> Edit:
     measure_edits(work, edit)
     # Between the ends of steps of one edit: the first of each has the encoders before it.
     between = [after - before for before, after in pairwise(ticks)]
-    tell(
-        step=statistics.median(_within_edits(between, work.steps)),
-        **counter.figures,
-        **{"peak GB": memory_gb(work.device, "max_memory_allocated")},
-    )
+    tell(step=statistics.median(_within_edits(between, work.steps)), **counter.figures)
+    tell(**{"other length": timed(work.device, lambda: edit(work.repeats + 1, LONGER))})
+    tell_peaks(work.device)
     return edit
 
 
@@ -194,7 +204,11 @@ def stock_transformer(work: Work, dtype: torch.dtype) -> Any:  # noqa: ANN401 - 
 
 
 def measure_edits(work: Work, edit: Edit) -> None:
-    """The first edit, then the median of others, each of a picture and a prompt that were not seen before."""
+    """The first edit, then the median of others, each of a picture and a prompt that were not seen before.
+
+    All prompts have one length: what a kernel or a compiler prepares for each new one is in the first edit, and in
+    "other length", an edit whose prompt has `LONGER` added.
+    """
     tell(**{"first edit": timed(work.device, lambda: edit(0))})
     times = [timed(work.device, lambda number=number: edit(number)) for number in range(1, work.repeats + 1)]
     tell(edit=statistics.median(times))
@@ -205,7 +219,7 @@ def write_profile(work: Work, edit: Edit, path: Path) -> None:
     cuda = work.device == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profile:
-        edit(work.repeats + 1)
+        edit(work.repeats + 2)
         settle(work.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
@@ -240,11 +254,15 @@ def settle(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def memory_gb(device: str, what: Literal["memory_allocated", "max_memory_allocated"]) -> float:
-    """Of the device, as PyTorch counts its tensors; without one the most that the process has taken."""
+def tell_peaks(device: str) -> None:
+    """The most that tensors had, and what PyTorch had taken from the device for them."""
+    tell(**{"peak GB": memory_gb(device, "max_memory_allocated"), "taken GB": memory_gb(device, "max_memory_reserved")})
+
+
+def memory_gb(device: str, what: Literal["memory_allocated", "max_memory_allocated", "max_memory_reserved"]) -> float:
+    """Of the device, by PyTorch's allocator; without one the most that the process has taken."""
     if device == "cuda":
-        taken: int = getattr(torch.cuda, what)()
-        return taken / 1e9
+        return float(getattr(torch.cuda, what)()) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -255,17 +273,18 @@ def _within_edits(between: list[float], steps: int) -> list[float]:
     return [seconds for i, seconds in enumerate(between) if (i + 1) % steps][steps - 1 :]
 
 
-def _request(work: Work, number: int) -> EditRequest:
+def _request(work: Work, number: int, more: str) -> EditRequest:
     file = io.BytesIO()
     photo = Image.open(PHOTO).convert("RGB").resize((work.side, work.side))
     photo.point(lambda level: (level + number) % 256).save(file, "JPEG", quality=95)
     image = base64.b64encode(file.getvalue()).decode("ascii")
-    return EditRequest(image=image, prompt=f"make it snow {number:3}", width=work.side, height=work.side, seed=number)
+    prompt = f"make it snow {number:3}{more}"
+    return EditRequest(image=image, prompt=prompt, width=work.side, height=work.side, seed=number)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="stock, or a backend with changes: dense, dense+compile, dense-fp8+cudnn, …")
+    parser.add_argument("run", help="stock, or a backend with changes: dense, dense+compile, dense-fp8+flash, …")
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--side", type=int, required=True)

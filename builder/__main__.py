@@ -58,13 +58,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bake(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
     names = ",".join(CHECKPOINT_NAMES)
-    parser.add_argument(
-        "--checkpoints", type=_names, default=CHECKPOINT_NAMES, metavar="NAMES", help=f"which of {names} (default all)"
-    )
+    parser.add_argument("--checkpoints", metavar="NAMES", help=f"which of {names} (default all)")
     parser.add_argument(
         "--components",
-        type=_names,
-        default=(),
         metavar="NAMES",
         help=f"only these of {','.join(COMPONENTS)}, so that each can be an image layer (default all; a checkpoint "
         "that --checkpoints leaves out is left out here too)",
@@ -80,8 +76,14 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_bake)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+def _names(option: str, text: str | None, default: Sequence[str]) -> Sequence[str]:
+    """The names of a list that is left out, or has at least one."""
+    if text is None:
+        return default
+    names = [name for name in (part.strip() for part in text.split(",")) if name]
+    if not names:
+        raise UsageError(f"{option} is {text!r}, expected at least one name, or no {option} at all")
+    return names
 
 
 def _revisions(values: Sequence[str]) -> dict[Kind, str]:
@@ -89,6 +91,8 @@ def _revisions(values: Sequence[str]) -> dict[Kind, str]:
     for value in values:
         match value.partition("="):
             case ("base" | "checkpoints" as kind, "=", revision) if revision:
+                if kind in revisions:
+                    raise UsageError(f"--revision has {kind} twice, {revisions[kind]!r} and {revision!r}, expected one")
                 revisions[kind] = revision
             case _:
                 raise UsageError(f"--revision is {value!r}, expected base=REV or checkpoints=REV")
@@ -100,9 +104,10 @@ def _bake(options: argparse.Namespace) -> int:
     from builder.hub import Hub
 
     models = models_of(options, os.environ)
-    parts = select(options.components, options.checkpoints)
+    components = _names("--components", options.components, ())
+    parts = select(components, _names("--checkpoints", options.checkpoints, CHECKPOINT_NAMES))
     if not parts:
-        print(f"nothing to bake: {','.join(options.components)} is not among the --checkpoints chosen")
+        print(f"nothing to bake: {','.join(components)} is not among the --checkpoints chosen")
         return DONE
     order = Order(models, parts, _revisions(options.revision), reread=options.hash)
     outcome = bake(order, Hub(), lambda line: print(line, file=sys.stderr, flush=True))

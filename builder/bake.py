@@ -6,15 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builder.download import fetch, local_fault
-from builder.errors import BakeError
+from builder.download import fetch
+from builder.errors import BakeError, OccupiedError, local_fault
 from builder.hub import Hub, Listing
 from builder.plan import Task, tasks, whole
 from builder.progress import Progress, show
 from builder.record import Record, exclusive
 from builder.source import Kind, Part
 from builder.units import amount
-from qwen_edit.manifest import Manifest, ManifestError
+from qwen_edit.manifest import MADE_HERE, Manifest, ManifestError
 
 Say = Callable[[str], None]
 Show = Callable[[str, int], Progress]
@@ -53,7 +53,8 @@ def bake(order: Order, hub: Hub, say: Say, show: Show = show) -> Outcome:
     """Bring every part of the order; one that fails leaves the others whole and recorded.
 
     Raises:
-        BakeError: nothing can be done at all: the directory, the lock, the disk space.
+        BakeError: nothing can be done at all: the directory, what it holds, the lock, the disk space.
+        StoppedError: the hub's `stop` was set.
     """
     outcome = Outcome()
     try:
@@ -73,10 +74,13 @@ def bake(order: Order, hub: Hub, say: Say, show: Show = show) -> Outcome:
 
 def _manifest(models: Path, say: Say) -> Manifest:
     try:
-        return Manifest.read(models) or Manifest()
+        manifest = Manifest.read(models) or Manifest()
     except ManifestError as error:
         say(f"{error}; every file that is there is read again")
         return Manifest()
+    if made := manifest.repositories() & set(MADE_HERE):
+        raise OccupiedError(models, f"the weights of {', '.join(sorted(made))}")
+    return manifest
 
 
 def _plan(order: Order, hub: Hub, record: Record, outcome: Outcome, say: Say) -> list[Task]:

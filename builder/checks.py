@@ -1,22 +1,21 @@
 """Is a file what the manifest promises? Each check returns a sentence on what is wrong, or None."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from qwen_edit.catalog import CHECKPOINTS
+from qwen_edit.errors import ModelUnavailable
 from qwen_edit.manifest import Entry
 from qwen_edit.svdq.checkpoint import CheckpointError, read_header
+from qwen_edit.weights.shards import read_index
 
 SMALL = 64_000_000
 """Files up to this size, in bytes, are read whole even by the quick level, weights aside."""
 
 READ = 4 << 20
-
-INDEX = ".safetensors.index.json"
 
 
 def quick(models: Path, entry: Entry) -> str | None:
@@ -52,9 +51,9 @@ def index(models: Path, entry: Entry, promised: Mapping[str, bool]) -> tuple[str
     """
     folder = entry.path.rpartition("/")[0]
     try:
-        shards = _by_shard((models / entry.path).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return entry.path, f"{entry.path} is not an index of weights: {type(error).__name__}"
+        shards = _by_shard(read_index(models / entry.path))
+    except ModelUnavailable as error:
+        return entry.path, f"{entry.path} does not hold what it should: {error.sentence}"
     for shard, tensors in sorted(shards.items()):
         path = f"{folder}/{shard}"
         if path not in promised:
@@ -105,9 +104,9 @@ def _safetensors(path: Path, entry: Entry) -> str | None:
         return f"{entry.path} has a header that cannot be true: {error}"
 
 
-def _by_shard(text: bytes) -> dict[str, set[str]]:
+def _by_shard(index: Mapping[str, str]) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
-    for tensor, shard in json.loads(text)["weight_map"].items():
+    for tensor, shard in index.items():
         shards.setdefault(shard, set()).add(tensor)
     return shards
 

@@ -1,12 +1,11 @@
 """One file: fetched into a partial file beside its place, proven by its hash, and only then moved there."""
 
-import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from builder.errors import BakeError, WrongContentError
+from builder.errors import BakeError, WrongContentError, local_fault
 from builder.hub import Hub, Listing, RemoteFile
 from builder.place import INCOMPLETE
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 READ = 1 << 20
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Digest:
@@ -52,13 +49,21 @@ class Partial:
         self._file = file
         self._advance = advance
         self._count(Digest(file), 0)
-        self._take_up()
 
     def __enter__(self) -> "Partial":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+    def take_up(self, halt: Callable[[], None]) -> None:
+        """Count and hash what is there already; `halt` is asked before each block."""
+        self._stream.seek(0)
+        while chunk := self._stream.read(READ):
+            halt()
+            self._add(chunk)
+        if self.size > self._file.bytes:
+            self.restart()
 
     def write(self, offset: int, chunk: bytes) -> None:
         """Add a chunk; one at offset 0 begins anew.
@@ -78,13 +83,6 @@ class Partial:
         self._stream.truncate(0)
         self._advance(-self.size)
         self._count(Digest(self._file), 0)
-
-    def _take_up(self) -> None:
-        self._stream.seek(0)
-        while chunk := self._stream.read(READ):
-            self._add(chunk)
-        if self.size > self._file.bytes:
-            self.restart()
 
     def _add(self, chunk: bytes) -> None:
         self.digest.update(chunk)
@@ -120,6 +118,7 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with Partial(partial, file, advance) as part:
+            part.take_up(hub.halt_if_stopped)
             try:
                 _complete(hub, listing, file, part, say)
             except WrongContentError as error:
@@ -145,14 +144,6 @@ def digest_of(path: Path, file: RemoteFile, advance: Callable[[int], None], halt
             digest.update(chunk)
             advance(len(chunk))
     return digest
-
-
-def local_fault(error: OSError, path: Path) -> BakeError:
-    """What this machine refused, with the remedy."""
-    if error.errno in _FULL:
-        problem = f"{path} cannot be written: the disk is full ({error.strerror})"
-        return BakeError(f"{problem}; free some space and run the same command again")
-    return BakeError(f"{path} cannot be written: {error.strerror}; check the folder's owner and permissions")
 
 
 def _complete(hub: Hub, listing: Listing, file: RemoteFile, part: Partial, say: Callable[[str], None]) -> None:

@@ -1,5 +1,10 @@
 """What can go wrong while baking, as one sentence that says what to do."""
 
+import errno
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class BakeError(Exception):
     """A part that cannot be brought; `str()` is one sentence with the remedy behind the last semicolon."""
@@ -7,6 +12,18 @@ class BakeError(Exception):
 
 class UsageError(Exception):
     """An argument that cannot be used; `str()` is one sentence that names what exists."""
+
+
+class BusyError(BakeError):
+    """Another process is writing to the model directory."""
+
+
+class OccupiedError(BakeError):
+    """The model directory holds what a command must neither replace nor mix with its own."""
+
+    def __init__(self, models: Path, held: str) -> None:
+        remedy = "choose another directory with --models or MODEL_CACHE_DIR, or remove what is there"
+        super().__init__(f"{models} holds {held}; {remedy}")
 
 
 class HubError(BakeError):
@@ -33,3 +50,11 @@ class WrongContentError(BakeError):
 
 class StoppedError(Exception):
     """Another thread asked to stop."""
+
+
+def local_fault(error: OSError, path: Path) -> BakeError:
+    """What this machine refused, with the remedy."""
+    if error.errno in _FULL:
+        problem = f"{path} cannot be written: the disk is full ({error.strerror})"
+        return BakeError(f"{problem}; free some space and run the same command again")
+    return BakeError(f"{path} cannot be written: {error.strerror}; check the folder's owner and permissions")

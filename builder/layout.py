@@ -150,7 +150,7 @@ def text_encoder_config(width: int, merges: Sequence[str] = ()) -> dict[str, Any
 
 def write_text_encoder(folder: Path, config: Mapping[str, Any], model: nn.Module) -> None:
     """A `Qwen2_5_VLForConditionalGeneration` in bfloat16, in two files as the published one is in several."""
-    tensors = {_published_name(name): tensor for name, tensor in bf16(model).items()}
+    tensors = {published_name(name): tensor for name, tensor in bf16(model).items()}
     write_json(folder / "config.json", config)
     vision = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
     language = {name: tensor for name, tensor in tensors.items() if name not in vision}
@@ -164,7 +164,7 @@ def write_text_encoder(folder: Path, config: Mapping[str, Any], model: nn.Module
     write_json(folder / "model.safetensors.index.json", index)
 
 
-def _published_name(name: str) -> str:
+def published_name(name: str) -> str:
     """Today's names → those of the published files, which are older."""
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 

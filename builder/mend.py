@@ -3,8 +3,9 @@
 import shlex
 from pathlib import Path
 
-from builder.source import CHECKPOINTS, REPOSITORIES, component_of
-from qwen_edit.manifest import Entry, Manifest
+from builder.source import CHECKPOINTS, component_of
+from qwen_edit.manifest import MADE_HERE, Entry, Manifest
+from qwen_edit.weights.shards import FILE, INDEX
 
 PROGRAM = "python -m builder"
 
@@ -14,24 +15,39 @@ def all_of(models: Path) -> str:
     return f"{PROGRAM} bake --models {_quoted(models)}"
 
 
-def checkpoint(models: Path) -> str:
-    """Bake the checkpoint that serving prefers."""
-    return f"{PROGRAM} bake --models {_quoted(models)} --components {CHECKPOINTS[0].name}"
+def checkpoint(models: Path, manifest: Manifest) -> str:
+    """Bring the checkpoint that serving prefers."""
+    return _write_anew(models, manifest) or f"{all_of(models)} --components {CHECKPOINTS[0].name}"
 
 
 def file(models: Path, path: str, manifest: Manifest) -> str:
     """Bring the file at `path` anew: its part at the commit that the manifest names, with nothing taken on trust.
 
-    What came from no hub, as the tiny model, is written anew.
+    A model that was made here is written anew.
     """
-    source = manifest.entry(path) or _neighbour(path, manifest)
-    if source is not None and source.repository not in REPOSITORIES.values():
-        return f"{PROGRAM} tiny --models {_quoted(models)}"
+    if written := _write_anew(models, manifest):
+        return written
     part = component_of(path)
     if part is None:
         return all_of(models)
-    pin = f" --revision {part.kind}={source.revision}" if source else ""
+    source = manifest.entry(path) or _neighbour(path, manifest)
+    pin = f" --revision {part.kind}={source.revision}" if source and source.repository == part.repository else ""
     return f"{all_of(models)} --components {part.name}{pin} --hash"
+
+
+def undecided(models: Path, folder: str, manifest: Manifest) -> str:
+    """Take the weights of a folder away that nothing vouches for; where all are promised, bring its index."""
+    promised = {models / entry.path for entry in manifest.files}
+    found = [path for ending in (FILE, INDEX) for path in sorted((models / folder).glob(f"*{ending}"))]
+    if strays := [path for path in found if path not in promised]:
+        return f"rm {shlex.join(map(str, strays))}"
+    return file(models, f"{folder}/model{INDEX}", manifest)
+
+
+def _write_anew(models: Path, manifest: Manifest) -> str | None:
+    """The command that writes all of it, if it came from no hub: a directory holds the model of one source."""
+    made = next((entry for entry in manifest.files if entry.repository in MADE_HERE), None)
+    return f"{PROGRAM} {made.command} --models {_quoted(models)}" if made else None
 
 
 def _neighbour(path: str, manifest: Manifest) -> Entry | None:

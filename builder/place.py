@@ -15,9 +15,7 @@ INCOMPLETE = ".incomplete"
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Give a command the option `--models DIR`."""
-    parser.add_argument(
-        "--models", type=Path, metavar="DIR", help=f"the model directory (default ${VARIABLE}, else {MODELS})"
-    )
+    parser.add_argument("--models", metavar="DIR", help=f"the model directory (default ${VARIABLE}, else {MODELS})")
 
 
 def models_of(options: argparse.Namespace, environ: Mapping[str, str]) -> Path:
@@ -28,7 +26,13 @@ def models_of(options: argparse.Namespace, environ: Mapping[str, str]) -> Path:
     Raises:
         UsageError: it is something else than a folder.
     """
+    if options.models is not None and not options.models.strip():
+        raise UsageError(f"--models is {options.models!r}, expected the model directory: is a variable there unset?")
     models = Path(options.models or environ.get(VARIABLE, "").strip() or MODELS)
-    if models.exists() and not models.is_dir():
+    try:
+        usable = models.is_dir() or not models.exists()
+    except OSError as error:
+        raise UsageError(f"{models} cannot be the model directory: {error.strerror}") from error
+    if not usable:
         raise UsageError(f"{models} is not a folder, expected the model directory")
     return models

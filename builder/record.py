@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builder.errors import BakeError
+from builder.errors import BusyError
 from builder.place import INCOMPLETE
 from qwen_edit.manifest import FILE_NAME, Entry, Manifest
 
@@ -21,17 +21,17 @@ def write(models: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def exclusive(models: Path) -> Iterator[None]:
-    """Be the one bake that writes to `models`. The lock ends with the process, however that ends, and leaves no file.
+    """Be the one that writes to `models`. The lock ends with the process, however that ends, and leaves no file.
 
     Raises:
-        BakeError: another process has it.
+        BusyError: another process has it.
     """
     folder = os.open(models, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise BakeError(f"another bake is writing to {models}; wait for its end, or stop it") from error
+        raise BusyError(f"another process is writing to {models}; wait for its end, or stop it") from error
     finally:
         os.close(folder)
 

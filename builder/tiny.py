@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLCo
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 from builder import layout
-from builder.inventory import write_manifest
+from builder.inventory import publishing
 from qwen_edit.catalog import BASE_FOLDER, CHECKPOINTS, RANK
 from qwen_edit.svdq.quantize import quantize, write_checkpoint
 
@@ -42,17 +42,23 @@ def write(models: Path, transformer: Mapping[str, Any] = TRANSFORMER) -> None:
 
     Args:
         transformer: the configuration of its transformer, whose `joint_attention_dim` is `TEXT_WIDTH`.
+
+    Raises:
+        BakeError: as for `publishing`.
     """
-    base = models / BASE_FOLDER
-    layout.write_configurations(base, transformer)
-    layout.write_tokenizer(base)
-    _write_text_encoder(base / "text_encoder")
-    _write_vae(base / "vae")
-    for seed, checkpoint in enumerate(CHECKPOINTS, start=10):
-        path = models / checkpoint.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(path, quantize(_random_transformer(seed, transformer), transformer, RANK), transformer, RANK)
-    write_manifest(models, REPOSITORY, REVISION)
+    with publishing(models, REPOSITORY, REVISION) as folder:
+        base = folder / BASE_FOLDER
+        layout.write_configurations(base, transformer)
+        layout.write_tokenizer(base)
+        _write_text_encoder(base / "text_encoder")
+        _write_vae(base / "vae")
+        for seed, checkpoint in enumerate(CHECKPOINTS, start=10):
+            _write_checkpoint(folder / checkpoint.path, seed, transformer)
+
+
+def _write_checkpoint(path: Path, seed: int, transformer: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(path, quantize(_random_transformer(seed, transformer), transformer, RANK), transformer, RANK)
 
 
 def _write_text_encoder(folder: Path) -> None:

@@ -16,10 +16,14 @@ from builder.progress import Progress, show
 from builder.report import PLAIN, Marks, Problem, Report, document, lines, listing
 from builder.source import BASE
 from builder.units import amount
-from qwen_edit.catalog import CHECKPOINTS
+from qwen_edit.catalog import BASE_FOLDER, CHECKPOINTS
+from qwen_edit.errors import ModelUnavailable
 from qwen_edit.manifest import FILE_NAME, Entry, Manifest, ManifestError
+from qwen_edit.weights.shards import INDEX, shards
 
 Show = Callable[[str, int], Progress]
+
+WEIGHT_FOLDERS = (f"{BASE_FOLDER}/text_encoder", f"{BASE_FOLDER}/vae")
 
 READERS = min(8, os.cpu_count() or 1)
 """Files hashed at once: hashing leaves the interpreter's lock, so each takes a core."""
@@ -86,12 +90,13 @@ def _without(models: Path, sentence: str) -> Report:
 def _problems(models: Path, manifest: Manifest) -> list[Problem]:
     found = {entry.path: checks.quick(models, entry) for entry in manifest.files}
     sound = {path: sentence is None for path, sentence in found.items()}
-    indexes = [entry for entry in manifest.files if entry.path.endswith(checks.INDEX) and sound[entry.path]]
+    indexes = [entry for entry in manifest.files if entry.path.endswith(INDEX) and sound[entry.path]]
     found |= dict(fault for entry in indexes if (fault := checks.index(models, entry, sound)))
     problems = [
         Problem(path, sentence, mend.file(models, path, manifest)) for path, sentence in found.items() if sentence
     ]
-    return problems + _lacking(models, manifest)
+    problems += _lacking(models, manifest)
+    return problems + _undecided(models, manifest, {problem.path for problem in problems})
 
 
 def _lacking(models: Path, manifest: Manifest) -> list[Problem]:
@@ -101,7 +106,21 @@ def _lacking(models: Path, manifest: Manifest) -> list[Problem]:
     problems = [_not_promised(models, folder + pattern, manifest) for part in BASE for pattern in part.lacks(paths)]
     if not any(manifest.entry(row.path) for row in CHECKPOINTS):
         sentence = "no checkpoint is in the manifest, and serving needs one"
-        problems.append(Problem(FILE_NAME, sentence, mend.checkpoint(models)))
+        problems.append(Problem(FILE_NAME, sentence, mend.checkpoint(models, manifest)))
+    return problems
+
+
+def _undecided(models: Path, manifest: Manifest, bad: set[str]) -> list[Problem]:
+    """Folders with several weight files and no index, of which serving cannot tell which to load."""
+    problems: list[Problem] = []
+    for folder in WEIGHT_FOLDERS:
+        if any(path.startswith(f"{folder}/") for path in bad):
+            continue
+        try:
+            shards(models / folder)
+        except ModelUnavailable as error:
+            sentence = f"{folder} cannot be loaded: {error.sentence}"
+            problems.append(Problem(folder, sentence, mend.undecided(models, folder, manifest)))
     return problems
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Never
 
@@ -55,7 +56,9 @@ def _edit(arguments: argparse.Namespace) -> None:
     settings = Settings.from_environ(os.environ)
     request = _request(arguments)
     if settings.allow_download:
+        # Here, because the plan looks for the checkpoints that are there; so the load need not.
         fetch_missing(settings.models)
+        settings = replace(settings, allow_download=False)
     prepared = prepare(request, settings)
     started = time.perf_counter()
     editor = Editor.load(settings)

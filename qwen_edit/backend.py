@@ -76,7 +76,9 @@ def find_engine() -> Engine:
     return Engine(version, _other_torch(version, _version("torch")))
 
 
-def choose_backend(card: Card | None, engine: Engine, asked: Backend, *, dense_fits: bool) -> Choice:
+def choose_backend(
+    card: Card | None, engine: Engine, asked: Backend, *, dense_fits: bool, dense_fits_offloaded: bool = False
+) -> Choice:
     """Choose how the transformer runs.
 
     `auto` never chooses `dense-fp8`: neither its speed nor what it costs in quality has been measured on a GPU.
@@ -85,6 +87,7 @@ def choose_backend(card: Card | None, engine: Engine, asked: Backend, *, dense_f
         card: None is the CPU.
         asked: the setting.
         dense_fits: whether the dense model fits the card in the way that the settings ask for.
+        dense_fits_offloaded: whether it does with `QWEN_EDIT_OFFLOAD=model`.
 
     Raises:
         ModelUnavailable: what is asked for does not run here, or nothing does.
@@ -95,7 +98,7 @@ def choose_backend(card: Card | None, engine: Engine, asked: Backend, *, dense_f
             f"expected {_dotted(FIRST_WITH_BFLOAT16)} or later: it has no bfloat16"
         )
     if asked == "auto":
-        return _automatic(card, engine, dense_fits=dense_fits)
+        return _automatic(card, engine, dense_fits=dense_fits, dense_fits_offloaded=dense_fits_offloaded)
     return _as_asked(card, engine, asked)
 
 
@@ -111,7 +114,7 @@ def _as_asked(card: Card | None, engine: Engine, asked: BackendName) -> Choice:
     return Choice(asked, f"{asked}: QWEN_EDIT_BACKEND asks for it")
 
 
-def _automatic(card: Card | None, engine: Engine, *, dense_fits: bool) -> Choice:
+def _automatic(card: Card | None, engine: Engine, *, dense_fits: bool, dense_fits_offloaded: bool) -> Choice:
     why_not = _no_int4(card)
     if card is None or why_not:
         return Choice("dense", f"dense: {why_not}")
@@ -123,9 +126,10 @@ def _automatic(card: Card | None, engine: Engine, *, dense_fits: bool) -> Choice
     if dense_fits:
         warning = f"{card} would run Nunchaku's int4 kernels, but {engine.fault}, so the dense backend runs"
         return Choice("dense", f"dense: {warning}; {HOW_TO_INSTALL}", warning)
+    without = "it fits only with QWEN_EDIT_OFFLOAD=model" if dense_fits_offloaded else "it does not fit"
     raise ModelUnavailable(
-        f"{card} runs this model with Nunchaku's int4 kernels, and without them it does not fit, "
-        f"but {engine.fault}; {HOW_TO_INSTALL}"
+        f"{card} runs this model with Nunchaku's int4 kernels, and without them {without}, "
+        f"but {engine.fault}; {f'set that, or {HOW_TO_INSTALL}' if dense_fits_offloaded else HOW_TO_INSTALL}"
     )
 
 

@@ -7,20 +7,20 @@ decoded, without waiting for them.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from qwen_edit.bucket import Bucket
-from qwen_edit.catalog import BASE_REPOSITORY, RANK, Checkpoint
+from qwen_edit.catalog import BASE_FOLDER, RANK, Checkpoint
 from qwen_edit.download import fetch_missing
-from qwen_edit.errors import Cancelled, OutOfMemory
+from qwen_edit.errors import Cancelled
 from qwen_edit.exchange import Prepared, Rendered, prepare, respond
 from qwen_edit.manifest import Manifest
-from qwen_edit.model_folder import base_weights, read_manifest, require_checkpoints
+from qwen_edit.model_folder import BaseWeights, base_weights, read_manifest, require_checkpoints
 from qwen_edit.payload import Delivery
+from qwen_edit.rendering import render
 from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, StartTimings
 from qwen_edit.selection import Plan, available, supported_steps
 from qwen_edit.settings import Settings
@@ -28,13 +28,10 @@ from qwen_edit.step import OnStep, Step
 from qwen_edit.weights.disk import Prefetch
 
 if TYPE_CHECKING:
-    from qwen_edit.models.loader import Loader
+    from qwen_edit.models.loader import Arriving, Loader
     from qwen_edit.models.pipeline import EditPipeline
 
-SAVED_MEMORY = (
-    "the device was short of memory: the pictures were made one at a time and the VAE worked in tiles, "
-    "so the same seed can give a slightly different picture elsewhere"
-)
+_WARM_UP_STEPS = 2
 
 
 def ignore(step: Step) -> None:
@@ -67,7 +64,7 @@ class Editor:
 
         Args:
             settings: from the environment where left out.
-            cancelled: asked between the stages of the load.
+            cancelled: asked between the stages of the load, and before each block of a file is read.
 
         Raises:
             SettingsError: an environment variable cannot be read.
@@ -77,38 +74,12 @@ class Editor:
         """
         settings = settings or Settings.from_environ(os.environ)
         if settings.allow_download:
-            fetch_missing(settings.models)
+            fetch_missing(settings.models, cancelled)
         checkpoint, *others = require_checkpoints(settings.models)
         manifest = read_manifest(settings.models)
-        base, path = base_weights(settings.models), settings.models / checkpoint.path
-        started = time.perf_counter()
-        # The slow imports stand here, in the order of what they let begin: the disk is asked for the files before
-        # torch is there, the files are read to the device before diffusers and transformers are.
-        with Prefetch([*base, path]):
-            from qwen_edit.models.device import out_of_memory
-            from qwen_edit.models.loader import Loader
-
-            _go_on(cancelled)
-            loader = Loader.for_device(settings, base, checkpoint)
-            too_large, compiled = "the model does not fit the device's memory", settings.compiled
-            with (
-                out_of_memory(too_large),
-                loader.begin(base, checkpoint) as arriving,
-                loader.importing(compiled=compiled),
-            ):
-                import qwen_edit.models.assembly  # noqa: F401 - the slowest import, while the above is under way
-
-                imported = time.perf_counter()
-                _go_on(cancelled)
-                pipeline = loader.assemble(arriving, checkpoint, compiled=compiled)
+        loader, pipeline, start = _assembled(settings, base_weights(settings.models), checkpoint, cancelled)
         editor = cls(settings, loader, pipeline, manifest)
-        editor.start = StartTimings(
-            imports=_ms(imported - started),
-            read=_ms(arriving.read_seconds),
-            read_bytes=arriving.read_bytes,
-            assemble=_ms(time.perf_counter() - imported),
-            total=_ms(time.perf_counter() - started),
-        )
+        editor.start = start
         editor._warm_cache(others)
         return editor
 
@@ -141,54 +112,39 @@ class Editor:
             watch = self._pipeline.start_stopwatch()
             with watch.stage("load"):
                 self._change_to(prepared.plan.checkpoint)
-            pictures, warnings = self._pictures(prepared, on_step, cancelled)
+            pictures, warnings = render(
+                self._pipeline, prepared.picture, prepared.request.prompt, prepared.plan, on_step, cancelled
+            )
             start, self.start = self.start, None
             standing = (self.setup.choice.warning,) if self.setup.choice.warning else ()
             described = self._describe(prepared.plan)
             return Rendered(pictures, described, watch.milliseconds, start, (*standing, *warnings))
 
-    def warm_up(self) -> None:
-        """Render a grey picture in two steps, so that no job waits for what a device does only once.
+    def warm_up(self, cancelled: Callable[[], bool] = never) -> None:
+        """Begin to edit a grey picture, so that no job waits for what a device does only once.
 
-        A GPU chooses its kernels by size, so there it is of the usual size; a CPU does not, and is slow.
+        A GPU chooses its kernels by size, so there it is of the usual size; a CPU does not, and is slow. The schedule
+        is the usual one, for what is computed once for a schedule, and of its steps the first two are done.
+
+        Raises:
+            EditError: as for `render`.
         """
         with self._lock:
             started = time.perf_counter()
             checkpoint = self._loader.checkpoint or available(self.settings.models)[0]
             self._change_to(checkpoint)
             side = 1024 if self._pipeline.text_encoder.device.type == "cuda" else 256
-            guided = checkpoint.true_cfg_scale > 1
-            steps = Plan(
-                checkpoint=checkpoint,
-                steps=2,
-                true_cfg_scale=checkpoint.true_cfg_scale,
-                negative_prompt=" " if guided else None,
-                seed=0,
-                width=side,
-                height=side,
-                num_images=1,
-            )
-            self._pipeline.render(Image.new("RGB", (side, side), "grey"), "warm up", steps, ignore, never)
+            grey = Image.new("RGB", (side, side), "grey")
+            render(self._pipeline, grey, "warm up", _usual(checkpoint, side), self._stop_early, cancelled)
             self._count_warm_up(time.perf_counter() - started)
+
+    def _stop_early(self, step: Step) -> None:
+        if step.number >= _WARM_UP_STEPS:
+            self._pipeline.skip_the_rest()
 
     def is_broken(self) -> bool:
         """Whether the device has stopped answering, which only a new process mends."""
         return not self._pipeline.answers()
-
-    def _pictures(
-        self, prepared: Prepared, on_step: OnStep, cancelled: Callable[[], bool]
-    ) -> tuple[list[Image.Image], tuple[str, ...]]:
-        """Render, and once more with less memory where it did not suffice."""
-        picture, prompt, chosen = prepared.picture, prepared.request.prompt, prepared.plan
-        try:
-            return self._pipeline.render(picture, prompt, chosen, on_step, cancelled), ()
-        except OutOfMemory:
-            pass  # the retry begins outside, where the error no longer holds on to the tensors of its frames
-        with self._pipeline.saving_memory():
-            pictures = [
-                self._pipeline.render(picture, prompt, one, on_step, cancelled)[0] for one in _one_at_a_time(chosen)
-            ]
-        return pictures, (SAVED_MEMORY,)
 
     def _change_to(self, checkpoint: Checkpoint) -> None:
         if checkpoint == self._loader.checkpoint:
@@ -211,8 +167,9 @@ class Editor:
         on_disk = available(self.settings.models)
         entry = self._manifest.entry(chosen.checkpoint.path) if self._manifest else None
         return ModelInfo(
-            base_model=BASE_REPOSITORY,
+            base_model=_source_of_base(self._manifest) if self._manifest else None,
             checkpoint=chosen.checkpoint.file,
+            repository=entry.repository if entry else None,
             revision=entry.revision if entry else None,
             sha256=entry.sha256 if entry else None,
             rank=chosen.checkpoint.rank,
@@ -226,9 +183,64 @@ class Editor:
         )
 
 
-def _one_at_a_time(chosen: Plan) -> list[Plan]:
-    """The same pictures, one each: the one at i is drawn from the seed plus i."""
-    return [replace(chosen, num_images=1, seed=(chosen.seed + i) % 2**63) for i in range(chosen.num_images)]
+def _assembled(
+    settings: Settings, base: BaseWeights, checkpoint: Checkpoint, cancelled: Callable[[], bool]
+) -> "tuple[Loader, EditPipeline, StartTimings]":
+    """Load a checkpoint with the base model; see `Editor.load` for what is raised.
+
+    The slow imports stand here, in the order of what they let begin: the disk is asked for the files before torch is
+    there, the files are read to the device before diffusers and transformers are.
+    """
+    started = time.perf_counter()
+    with Prefetch([*base, settings.models / checkpoint.path]):
+        from qwen_edit.models.device import out_of_memory
+        from qwen_edit.models.loader import Loader
+
+        _go_on(cancelled)
+        loader = Loader.for_device(settings, base, checkpoint)
+        with (
+            out_of_memory("the model does not fit the device's memory"),
+            loader.begin(base, checkpoint, cancelled) as arriving,
+            loader.importing(compiled=settings.compiled),
+        ):
+            import qwen_edit.models.assembly  # noqa: F401 - the slowest import, while the above is under way
+
+            imported = time.perf_counter()
+            _go_on(cancelled)
+            pipeline = loader.assemble(arriving, checkpoint, compiled=settings.compiled)
+    return loader, pipeline, _start_timings(started, imported, arriving)
+
+
+def _start_timings(started: float, imported: float, arriving: "Arriving") -> StartTimings:
+    """Of a start that has just ended, from when it began and when its imports ended (`time.perf_counter`)."""
+    ended = time.perf_counter()
+    return StartTimings(
+        imports=_ms(imported - started),
+        read=_ms(arriving.read_seconds),
+        read_bytes=arriving.read_bytes,
+        assemble=_ms(ended - imported),
+        total=_ms(ended - started),
+    )
+
+
+def _usual(checkpoint: Checkpoint, side: int) -> Plan:
+    """What runs where a request asks for nothing in particular, for a square."""
+    return Plan(
+        checkpoint=checkpoint,
+        steps=checkpoint.default_steps,
+        true_cfg_scale=checkpoint.true_cfg_scale,
+        negative_prompt=" " if checkpoint.true_cfg_scale > 1 else None,
+        seed=0,
+        width=side,
+        height=side,
+        num_images=1,
+    )
+
+
+def _source_of_base(manifest: Manifest) -> str | None:
+    """The repository of all the base model's files, or None where they are of none or of several."""
+    found = {entry.repository for entry in manifest.files if entry.path.startswith(f"{BASE_FOLDER}/")}
+    return found.pop() if len(found) == 1 else None
 
 
 def _go_on(cancelled: Callable[[], bool]) -> None:

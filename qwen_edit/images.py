@@ -5,11 +5,9 @@ import binascii
 import io
 import math
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +42,8 @@ _MAX_PAGES = 1000
 _URLSAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\n\r\f\v"
 
-# What Pillow's readers raise on damaged files. UnidentifiedImageError is an OSError.
+# What Pillow's readers raise on damaged files, warnings where a process makes errors of them. UnidentifiedImageError is
+# an OSError.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -56,6 +55,7 @@ _DAMAGE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Warning,
 )
 
 _TURNS = {
@@ -69,8 +69,6 @@ _TURNS = {
 }
 """EXIF orientation → what undoes it."""
 
-_pillow_warnings = threading.Lock()
-
 
 @dataclass(frozen=True)
 class Decoded:
@@ -78,6 +76,15 @@ class Decoded:
 
     picture: Image.Image
     warnings: tuple[str, ...] = ()
+
+
+def ignore_pillows_warnings() -> None:
+    """Keep what Pillow finds odd in pictures off stderr. Not for a library: it holds for the whole process.
+
+    To be called before there are threads. Python's filters are the process's too: whoever changes them for a while and
+    puts them back undoes what another thread did meanwhile, so reading a picture leaves them alone.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(image: str) -> Decoded:
@@ -130,7 +137,7 @@ def read(data: bytes) -> Decoded:
     _refuse_too_many_bytes(len(data))
     if not data:
         raise InvalidImage(f"image is empty, expected {_EXPECTED}")
-    with _quiet_pillow(), _open(data) as picture:
+    with _open(data) as picture:
         _refuse_size(*picture.size)
         try:
             frames = _frame_warnings(picture)
@@ -206,17 +213,10 @@ def _refuse_size(width: int, height: int) -> None:
         )
 
 
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    # The warning filters belong to the whole process: two threads that changed and restored them would mix them up.
-    with _pillow_warnings, warnings.catch_warnings(action="ignore"):
-        yield
-
-
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(
             f"image has more pixels than the {MAX_PIXELS // 10**6} million that are accepted"
         ) from error

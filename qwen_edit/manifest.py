@@ -9,6 +9,9 @@ from pathlib import Path
 FILE_NAME = "manifest.json"
 VERSION = 1
 
+MADE_HERE = ("demo", "tiny")
+"""Sources that are no repository of a hub: each is named as the command of `python -m builder` that writes it."""
+
 
 class ManifestError(Exception):
     """The manifest is there but cannot be used."""
@@ -23,6 +26,11 @@ class Entry:
     sha256: str
     repository: str
     revision: str
+
+    @property
+    def command(self) -> str:
+        """The command of `python -m builder` that brings the file."""
+        return self.repository if self.repository in MADE_HERE else "bake"
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,10 @@ class Manifest:
     def entry(self, path: str) -> Entry | None:
         """The entry of the file at `path`, or None."""
         return next((entry for entry in self.files if entry.path == path), None)
+
+    def repositories(self) -> set[str]:
+        """Where the files came from."""
+        return {entry.repository for entry in self.files}
 
 
 def _check(entry: Entry) -> None:

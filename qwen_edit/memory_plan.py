@@ -45,7 +45,8 @@ class Parts:
     """Bytes of the model's parts on a device.
 
     `transformer` is what a backend makes of the checkpoint, of which `resident` stays on the device while its blocks
-    come and go. `arriving` is what a dense backend has beside it at once while it expands the checkpoint.
+    come and go; these take `pinned` in the host's memory. `arriving` is what a dense backend has beside it at once
+    while it expands the checkpoint.
     """
 
     backend: BackendName
@@ -54,6 +55,7 @@ class Parts:
     transformer: int
     resident: int
     arriving: int
+    pinned: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def parts_of(
         packed_modulation: whether a dense backend keeps the modulation layers as they are in the file.
         window: how many blocks of the file are on the device at once while they are expanded; None is all of it.
     """
-    block = sum(entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(block_prefix(0)))
+    sizes = [entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(block_prefix(0))]
+    block = sum(sizes)
     weights = _weights_of(checkpoint)
     outside = checkpoint.packed_bytes - block * checkpoint.num_layers
     # fp8 is quantized from a block in float32.
@@ -113,6 +116,8 @@ def parts_of(
         transformer=_transformer(backend, weights, itemsize, packed_modulation=packed_modulation),
         resident=outside + min(BLOCKS_ON_DEVICE, checkpoint.num_layers) * block,
         arriving=expansion + (checkpoint.packed_bytes if window is None else window * block),
+        # The engine pins tensor by tensor, which PyTorch rounds up to a power of two; the first block stays.
+        pinned=sum(map(_power_of_two, sizes)) * (checkpoint.num_layers - 1),
     )
 
 
@@ -159,8 +164,12 @@ def _plans(parts: Parts, offloads: tuple[OffloadName, ...]) -> Iterator[MemoryPl
         for tiling in (False, True):
             load = _load(parts, offload) + parts.vae + HEADROOM_BYTES
             edit = _edit(parts, offload, tiling=tiling) + parts.vae + HEADROOM_BYTES
-            host = 0 if offload == "none" else parts.text_encoder + parts.transformer
-            yield MemoryPlan(offload, tiling, load, edit, host)
+            yield MemoryPlan(offload, tiling, load, edit, _host(parts, offload))
+
+
+def _host(parts: Parts, offload: OffloadName) -> int:
+    waiting = {"none": 0, "model": parts.transformer, "blocks": parts.pinned}[offload]
+    return waiting + (0 if offload == "none" else parts.text_encoder)
 
 
 def _load(parts: Parts, offload: OffloadName) -> int:
@@ -213,6 +222,11 @@ def _transformer(backend: BackendName, weights: _Weights, itemsize: int, *, pack
     linear = weights.linear * (1 if backend == "dense-fp8" else itemsize)
     modulation = weights.modulation_bytes if packed_modulation else weights.modulation * itemsize
     return linear + modulation + weights.others * itemsize
+
+
+def _power_of_two(size: int) -> int:
+    """The least that is not smaller."""
+    return 1 << (size - 1).bit_length()
 
 
 def _gb(size: int) -> str:

@@ -1,6 +1,6 @@
 """What lies in the model directory, looked at before anything is loaded from it. No torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from qwen_edit.weights.shards import shards
 BASE_FILES = (
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
     "processor/preprocessor_config.json",
     "text_encoder/config.json",
     "vae/config.json",
@@ -64,12 +66,19 @@ def base_weights(models: Path) -> BaseWeights:
         ModelUnavailable: one of them, or a file that is read beside them, is not there.
     """
     base = models / BASE_FOLDER
-    for name in BASE_FILES:
-        if not (base / name).is_file():
+    _require(base / name for name in BASE_FILES)
+    weights = BaseWeights(tuple(shards(base / "text_encoder")), tuple(shards(base / "vae")))
+    _require(weights)
+    return weights
+
+
+def _require(files: Iterable[Path]) -> None:
+    for path in files:
+        if not path.is_file():
+            name = f"{path.parent.name}/{path.name}"
             raise ModelUnavailable(
                 f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake"
             )
-    return BaseWeights(tuple(shards(base / "text_encoder")), tuple(shards(base / "vae")))
 
 
 def read_manifest(models: Path) -> Manifest | None:
@@ -92,4 +101,4 @@ def broken_promises(models: Path, manifest: Manifest | None) -> Iterator[tuple[E
         if size != entry.bytes:
             found = "missing" if size is None else f"{size} bytes long"
             promised = f"the manifest promises {entry.bytes} bytes"
-            yield entry, f"{entry.path} is {found}, {promised}; run python -m builder bake"
+            yield entry, f"{entry.path} is {found}, {promised}; run python -m builder {entry.command}"

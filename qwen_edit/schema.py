@@ -145,7 +145,11 @@ class EditRequest(BaseModel):
 
 
 class StartTimings(BaseModel):
-    """Milliseconds of the parts of a start, which overlap; `read_bytes` is how much was read in `read`."""
+    """Milliseconds of the parts of a start; `read_bytes` is how much was read in `read`.
+
+    `imports`, `assemble` and `warm_up` follow each other. `read`, which ends when the last byte has arrived, runs
+    beside the first two.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -176,12 +180,17 @@ class Timings(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What ran, enough to run it again, and what else could have been asked for."""
+    """What ran, enough to run it again, and what else could have been asked for.
+
+    `base_model` is the repository that the base model came from. `repository`, `revision` and `sha256` are those of the
+    file `checkpoint`. All four are the manifest's word, and None where it has none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    base_model: str
+    base_model: str | None
     checkpoint: str
+    repository: str | None
     revision: str | None
     sha256: str | None
     precision: str

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from qwen_edit import fitness, runpod_sdk
+from qwen_edit import fitness, images, runpod_sdk
 from qwen_edit.collector import collector_paused
 from qwen_edit.editor import Editor
 from qwen_edit.errors import Cancelled, EditError, InternalError, SettingsError
@@ -49,7 +49,8 @@ class Worker:
 
     @classmethod
     def from_environ(cls) -> "Worker":
-        """A worker with the environment's settings, or the end of the program with a sentence about one of them."""
+        """The worker of a program: with the environment's settings, or its end with a sentence about one of them."""
+        images.ignore_pillows_warnings()
         try:
             return cls(Settings.from_environ(os.environ))
         except SettingsError as error:
@@ -75,11 +76,11 @@ class Worker:
         """Wait for the load, and warm the device up: the last check before the platform's first job is taken.
 
         Raises:
-            UnfitError: the load failed.
+            UnfitError: the load failed, or memory does not suffice for an edit of the usual size, in tiles either.
         """
         try:
             editor = await self._loaded()
-            await asyncio.get_running_loop().run_in_executor(self._gpu, editor.warm_up)
+            await asyncio.get_running_loop().run_in_executor(self._gpu, editor.warm_up, self._stopping.is_set)
         except EditError as error:
             raise fitness.UnfitError(error.sentence) from error
         start = editor.start.model_dump() if editor.start else None

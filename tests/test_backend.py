@@ -100,6 +100,18 @@ def test_no_backend_that_fits_is_an_error_that_says_how_to_install_the_engine() 
     )
 
 
+def test_no_backend_that_fits_as_a_whole_names_the_offload_with_which_the_dense_one_does() -> None:
+    with pytest.raises(ModelUnavailable) as refused:
+        choose_backend(A100_40, ABSENT, "auto", dense_fits=False, dense_fits_offloaded=True)
+
+    assert refused.value.sentence == (
+        "the GPU NVIDIA A100-SXM4-40GB (compute capability 8.0) runs this model with Nunchaku's int4 kernels, and "
+        "without them it fits only with QWEN_EDIT_OFFLOAD=model, but nunchaku is not installed; set that, or install "
+        "the release wheel of github.com/nunchaku-ai/nunchaku for this Python and torch, not the unrelated package of "
+        "that name on the package index"
+    )
+
+
 @pytest.mark.parametrize(
     ("device", "engine", "asked", "sentence"),
     [

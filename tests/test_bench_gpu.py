@@ -66,14 +66,15 @@ def test_the_random_weights_keep_every_activation_in_range(random_models: Path) 
 
 
 def test_the_whole_benchmark_runs_with_a_tiny_model(random_models: Path, tmp_path: Path) -> None:
-    lines = benchmark(random_models, "--profile", str(tmp_path), "--runs", "dense,nunchaku,stock")
+    lines = benchmark(random_models, "--profile", str(tmp_path), "--runs", "dense+flash,nunchaku,stock")
 
-    rows = [line for line in lines if line.startswith(("| dense |", "| stock |", "| dense, cold |"))]
-    assert [row.split(" | ")[0] for row in rows] == ["| dense, cold", "| dense", "| stock", *["| dense", "| stock"] * 2]
+    rows = [line for line in lines if line.startswith(("| dense+flash |", "| stock |", "| dense+flash, cold |"))]
+    ours, stock = "| dense+flash", "| stock"
+    assert [row.split(" | ")[0] for row in rows] == [f"{ours}, cold", ours, stock, ours, stock, ours, stock]
     assert all(float(cell) > 0 for cell in rows[3].strip("| ").split(" | ")[1:])
     if not torch.cuda.is_available():
         assert any(line.startswith("nunchaku: ") and "nunchaku" in line[10:] for line in lines)
-    assert "scaled_dot_product" in (tmp_path / "dense.txt").read_text()
+    assert "scaled_dot_product" in (tmp_path / "dense-flash.txt").read_text()
 
 
 def test_what_there_is_no_time_for_is_named_and_left_out(random_models: Path) -> None:

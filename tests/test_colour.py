@@ -207,6 +207,7 @@ def test_a_profile_for_greys_is_honoured(mode: str) -> None:
     assert read_corners(file_of(picture, "PNG", icc_profile=grey_profile())) == grey(188, 188, 188, 188)
 
 
+@pytest.mark.filterwarnings("ignore::Warning:PIL")  # as in a program
 def test_a_profile_that_is_no_bytes_is_ignored() -> None:
     data = bytearray(file_of(flag(), "TIFF", icc_profile=SRGB))
     tag = data.index(struct.pack("<HHI", 34675, 7, len(SRGB)))

@@ -18,6 +18,8 @@ from qwen_edit.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL
 from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory
 from qwen_edit.exchange import prepare
 from qwen_edit.manifest import Manifest
+from qwen_edit.rendering import IN_TILES, ONE_AT_A_TIME
+from qwen_edit.selection import Plan
 from qwen_edit.settings import Settings
 from qwen_edit.step import Step
 from qwen_edit.weights import header
@@ -51,6 +53,7 @@ def test_the_reply_says_exactly_what_made_the_picture(response: EditResponse, mo
 
     assert info.checkpoint == "svdq-int4_r128-qwen-image-edit-lightningv1.0-8steps.safetensors"
     assert (info.sha256, info.revision) == (entry.sha256, "random")
+    assert (info.repository, info.base_model) == ("tiny", "tiny")
     assert (info.rank, info.steps, info.true_cfg_scale) == (128, 8, 1.0)
     assert (info.precision, info.backend, info.device, info.dtype) == ("int4", "dense", "cpu", "float32")
     assert info.scheduler["name"] == "FlowMatchEulerDiscreteScheduler"
@@ -59,6 +62,25 @@ def test_the_reply_says_exactly_what_made_the_picture(response: EditResponse, mo
     assert (response.seed, response.width, response.height, response.format) == (7, 256, 256, "png")
     assert response.warnings == []
     assert pixels(response.image).shape == (256, 256, 3)
+
+
+def sources(manifest: Manifest | None, editor: Editor, monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, ...]:
+    monkeypatch.setattr(editor, "_manifest", manifest)
+    info = editor._describe(Plan(LIGHTNING, 8, 1.0, None, 7, 256, 256, 1))
+    return info.base_model, info.repository, info.revision, info.sha256
+
+
+def test_the_reply_names_the_sources_that_the_manifest_names_and_guesses_none(
+    editor: Editor, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Manifest.read(models)
+    files = [replace(entry, repository="fork" if entry.path == LIGHTNING.path else "base") for entry in whole.files]
+    mixed = [replace(entry, repository=f"of {entry.path}") for entry in whole.files]
+
+    assert sources(None, editor, monkeypatch) == (None, None, None, None)
+    assert sources(Manifest(), editor, monkeypatch) == (None, None, None, None)
+    assert sources(Manifest(tuple(files)), editor, monkeypatch)[:2] == ("base", "fork")
+    assert sources(Manifest(tuple(mixed)), editor, monkeypatch)[:2] == (None, f"of {LIGHTNING.path}")
 
 
 def test_every_stage_is_timed_and_the_total_is_their_sum(response: EditResponse) -> None:
@@ -232,8 +254,36 @@ def test_full_memory_is_met_with_a_second_try_that_saves_memory(editor: Editor, 
 
     end()
     assert len(both.images) == 2
-    assert "short of memory" in " ".join(both.warnings)
+    assert both.warnings == [ONE_AT_A_TIME]
     assert np.abs(pixels(both.image) - pixels(alone.image)).mean() < 3  # the same noise; tiles blur their seams
+    assert not editor._pipeline.vae.use_tiling
+
+
+def test_a_decoding_that_does_not_fit_is_done_in_tiles_with_the_latents_that_are_there(
+    editor: Editor, ask: Ask, response: EditResponse
+) -> None:
+    passes: list[object] = []
+    full = [True]
+
+    def run_out(*_: object) -> None:
+        if full:
+            full.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ends = [
+        editor._pipeline.vae.decoder.register_forward_pre_hook(run_out).remove,
+        editor._pipeline.transformer.register_forward_pre_hook(lambda *_: passes.append(None)).remove,
+    ]
+    steps: list[int] = []
+
+    tiled = editor.edit(ask(seed=7), lambda step: steps.append(step.number))
+
+    for end in ends:
+        end()
+    assert len(passes) == 8
+    assert steps == list(range(1, 9))
+    assert tiled.warnings == [IN_TILES]
+    assert np.abs(pixels(tiled.image) - pixels(response.image)).mean() < 3
     assert not editor._pipeline.vae.use_tiling
 
 
@@ -256,6 +306,34 @@ def test_warming_up_does_not_count_as_an_edit(models: Path, ask: Ask) -> None:
     assert timings.cold
     assert timings.start is not None
     assert not editor.is_broken()
+
+
+def test_a_warm_up_does_two_steps_of_the_usual_schedule_and_leaves_its_table_for_the_first_job(
+    editor: Editor, ask: Ask
+) -> None:
+    editor._change_to(LIGHTNING)
+    modulations = editor._pipeline.modulations
+    modulations.forget()
+    passes: list[object] = []
+    end = editor._pipeline.transformer.register_forward_pre_hook(lambda *_: passes.append(None)).remove
+
+    editor.warm_up()
+
+    end()
+    (table,) = modulations._tables.values()
+    assert (len(passes), len(table)) == (2, LIGHTNING.default_steps)
+    stepped: list[Step] = []
+    with pytest.raises(Cancelled):
+        editor.edit(ask(), stepped.append, lambda: bool(stepped))
+    assert [id(kept) for kept in modulations._tables.values()] == [id(table)]
+
+
+def test_a_warm_up_that_does_not_fit_saves_memory_as_an_edit_does(editor: Editor) -> None:
+    end = fail_with_full_memory(editor, times=1)
+
+    editor.warm_up()
+
+    end()
 
 
 @pytest.mark.parametrize(
@@ -306,6 +384,16 @@ def test_an_empty_folder_is_refused_before_anything_is_loaded(tmp_path: Path) ->
 def test_a_load_can_be_cancelled(models: Path) -> None:
     with pytest.raises(Cancelled):
         Editor.load(Settings(models=models), cancelled=lambda: True)
+
+
+def test_a_load_is_cancelled_while_it_reads(models: Path) -> None:
+    def while_reading() -> bool:
+        return threading.current_thread().name.startswith("weights")
+
+    with pytest.raises(Cancelled):
+        Editor.load(Settings(models=models, device="cpu"), cancelled=while_reading)
+
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("weights", "expand"))]
 
 
 @pytest.mark.parametrize(

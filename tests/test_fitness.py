@@ -1,12 +1,17 @@
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from builder import tiny
 from qwen_edit import fitness
-from qwen_edit.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL
+from qwen_edit.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL, Checkpoint
 from qwen_edit.fitness import UnfitError
+from qwen_edit.manifest import Manifest
 from qwen_edit.settings import Settings
+from qwen_edit.svdq import read_header
 
 
 @pytest.fixture
@@ -24,9 +29,9 @@ def test_a_whole_model_directory_is_fit(models: Path) -> None:
 
 
 def test_a_file_that_the_manifest_promises_and_that_is_missing_is_named(copy: Path) -> None:
-    (copy / BASE_FOLDER / "tokenizer" / "vocab.json").unlink()
+    (copy / BASE_FOLDER / "model_index.json").unlink()
 
-    with pytest.raises(UnfitError, match=r"tokenizer/vocab\.json is missing, the manifest promises \d+ bytes"):
+    with pytest.raises(UnfitError, match=r"model_index\.json is missing, the manifest promises \d+ bytes"):
         run_checks(copy)
 
 
@@ -34,14 +39,68 @@ def test_a_file_of_another_size_is_named(copy: Path) -> None:
     for path in (copy / LIGHTNING.path, copy / BASE_FOLDER / "tokenizer" / "vocab.json"):
         with path.open("ab") as file:
             file.write(b"\0")
-        with pytest.raises(UnfitError, match=path.name):
+        with pytest.raises(UnfitError, match=rf"{path.name} is \d+ bytes long, the manifest promises \d+ bytes"):
             run_checks(copy)
         path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_a_damaged_checkpoint_that_is_not_the_first_is_logged_and_served_around(
+def test_a_checkpoint_of_another_size_than_promised_is_named_though_it_is_whole(copy: Path, tmp_path: Path) -> None:
+    tiny.write(tmp_path / "larger")
+    shutil.copy(tmp_path / "larger" / LIGHTNING.path, copy / LIGHTNING.path)
+    read_header(copy / LIGHTNING.path)
+
+    with pytest.raises(UnfitError, match=rf"{LIGHTNING.file} is \d+ bytes long, the manifest promises \d+ bytes"):
+        run_checks(copy)
+
+
+@pytest.mark.parametrize(("source", "target"), [(ORIGINAL, LIGHTNING), (LIGHTNING, ORIGINAL)])
+def test_a_checkpoint_in_the_place_of_the_other_is_told_by_its_values(
+    copy: Path, source: Checkpoint, target: Checkpoint
+) -> None:
+    shutil.copy(copy / source.path, copy / target.path)
+
+    with pytest.raises(UnfitError, match="hold the same weights, the manifest promises two different files"):
+        run_checks(copy)
+
+
+def test_the_same_checkpoint_twice_is_fit_where_no_manifest_promises_two(copy: Path) -> None:
+    shutil.copy(copy / ORIGINAL.path, copy / LIGHTNING.path)
+    manifest = Manifest.read(copy)
+    assert manifest is not None
+    same = manifest.entry(ORIGINAL.path)
+    assert same is not None
+    files = [replace(entry, sha256=same.sha256) if entry.path == LIGHTNING.path else entry for entry in manifest.files]
+    (copy / "manifest.json").write_text(Manifest(tuple(files)).dump())
+
+    run_checks(copy)
+
+    (copy / "manifest.json").unlink()
+    run_checks(copy)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"damaged"),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    ],
+    ids=["damaged", "missing", "longer"],
+)
+def test_a_checkpoint_that_is_not_the_first_and_not_as_promised_is_logged_and_served_around(
+    copy: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object]
+) -> None:
+    damage(copy / ORIGINAL.path)
+
+    run_checks(copy)
+
+    assert ORIGINAL.file in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_no_manifest_names_and_is_damaged_is_logged_too(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (copy / "manifest.json").unlink()
     (copy / ORIGINAL.path).write_bytes(b"damaged")
 
     run_checks(copy)

@@ -125,6 +125,15 @@ def test_the_larger_of_the_two_is_what_is_counted_where_they_take_turns() -> Non
     assert plan.host == TEXT_ENCODER + PACKED
 
 
+def test_blocks_that_the_engine_pins_take_powers_of_two_of_the_host() -> None:
+    plan = plan_memory(real("nunchaku"), 24 * GB, "blocks", "")
+
+    sizes = [spec.bytes for name, spec in expected_tensors(CONFIG_DEFAULTS, rank=128).items() if "blocks.7." in name]
+    rounded = [next(1 << i for i in range(40) if 1 << i >= size) for size in sizes]
+    assert 1.4 * sum(sizes) < sum(rounded) < 1.5 * sum(sizes)
+    assert plan.host == TEXT_ENCODER + 59 * sum(rounded)
+
+
 def test_the_vae_works_in_tiles_only_where_it_would_not_fit_otherwise() -> None:
     parts = Parts("dense", text_encoder=1 * GB, vae=0, transformer=5 * GB, resident=GB, arriving=0)
     whole = 6 * GB + DECODE_BYTES + HEADROOM_BYTES

@@ -18,6 +18,7 @@ from tests.object_store import ObjectStore, download, object_store
 MODEL = ModelInfo(
     base_model="Qwen/Qwen-Image-Edit",
     checkpoint="checkpoint.safetensors",
+    repository=None,
     revision=None,
     sha256=None,
     precision="int4",

@@ -258,6 +258,7 @@ def a_response(**pictures: object) -> EditResponse:
         model_info=ModelInfo(
             base_model="Qwen/Qwen-Image-Edit",
             checkpoint="checkpoint.safetensors",
+            repository="tiny",
             revision=None,
             sha256="0" * 64,
             precision="int4",

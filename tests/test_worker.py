@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,16 @@ def test_a_job_id_cannot_choose_the_folder(worker: Worker) -> None:
     (path,) = worker._save("../../etc/passwd", 5, Encoded("png", (b"picture",)))
 
     assert Path(path).parent == worker.settings.save_dir
+
+
+def test_a_worker_of_a_program_is_quiet_about_what_pillow_finds_odd_and_about_nothing_else() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Worker.from_environ()
+        for module in ("PIL.TiffImagePlugin", "numpy"):
+            warnings.warn_explicit(f"odd in {module}", UserWarning, "file.py", 1, module)
+
+    assert [str(one.message) for one in seen] == ["odd in numpy"]
 
 
 def test_importing_the_handler_loads_nothing() -> None:

@@ -9,19 +9,26 @@ core in all. A stage that is stopped goes on from its last 500 steps, but the VA
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from builder.demo.photos import load
 from builder.demo.train import Plan, train
+from builder.errors import UsageError
+from builder.place import models_of
 
 
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m builder.demo", description="Train the demo model.")
-    parser.add_argument("--models", type=Path, required=True, help="where the model is written")
+    parser.add_argument("--models", required=True, help="where the model is written")
     parser.add_argument("--work", type=Path, required=True, help="where stages are kept, to go on after a stop")
     options = parser.parse_args()
-    train(options.models, options.work, load(), Plan(), lambda line: print(line, flush=True))
+    try:
+        models = models_of(options, os.environ)
+    except UsageError as error:
+        parser.error(str(error))
+    train(models, options.work, load(), Plan(), lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from builder.errors import UsageError
-from builder.inventory import write_manifest
+from builder.inventory import publishing
 
 MODEL = Path(__file__).parent / "model"
 """The committed files, in the production layout and without a manifest."""
@@ -18,8 +18,9 @@ def write(models: Path) -> None:
 
     Raises:
         UsageError: this copy of the package has no model in it.
+        BakeError: as for `publishing`.
     """
     if not MODEL.is_dir():
         raise UsageError("this copy of the package has no demo model in it; run the command in a checkout")
-    shutil.copytree(MODEL, models, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    write_manifest(models, REPOSITORY, REVISION)
+    with publishing(models, REPOSITORY, REVISION) as folder:
+        shutil.copytree(MODEL, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)

@@ -140,7 +140,7 @@ def _twin_query_key() -> tuple[Tensor, Tensor]:
 def as_stored(model: QwenImageTransformer2DModel) -> Iterator[None]:
     """Compute with the modulations rounded to 4 bits as the checkpoint stores them, and train through the rounding.
 
-    They alone lose something: rank 128 corrects the other layers of a transformer of width 128 nearly entirely.
+    The other layers train unrounded: what 4 bits cost them beside their low-rank branch shows in the stored file alone.
     """
     layers = [layer for block in model.transformer_blocks for layer in (block.img_mod[1], block.txt_mod[1])]
     for layer in layers:

@@ -3,8 +3,10 @@
 No diffusers and no transformers at the top: reading and expanding begin before they are imported.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,9 +20,11 @@ from qwen_edit.models.device import Setup, choose_dtype, set_up
 from qwen_edit.models.expansion import RECIPES, Expanded, Recipe, expand, groups_of, refill
 from qwen_edit.models.lean_packages import lean_packages
 from qwen_edit.models.lean_torch import lean_torch
+from qwen_edit.models.stoppable import Stoppable
 from qwen_edit.settings import Settings
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
-from qwen_edit.weights.reader import WINDOW, Weights
+from qwen_edit.weights.reader import BLOCK_BYTES, READERS, WINDOW, Weights
+from qwen_edit.weights.sinks import Direct, Sink, sink_for
 
 if TYPE_CHECKING:
     from qwen_edit.models.pipeline import EditPipeline
@@ -32,7 +36,12 @@ class Arriving:
     """Files that are being read, and a checkpoint that is expanded as it comes. Close it, or use it in a `with`."""
 
     def __init__(
-        self, files: dict[Path, torch.device], checkpoint: tuple[Path, torch.device], recipe: Recipe, dtype: torch.dtype
+        self,
+        files: dict[Path, torch.device],
+        checkpoint: tuple[Path, torch.device],
+        recipe: Recipe,
+        dtype: torch.dtype,
+        sink_at: Callable[[torch.device], Sink],
     ) -> None:
         """Start, in the order of the files, the checkpoint last.
 
@@ -40,6 +49,8 @@ class Arriving:
             files: where each is to go.
             checkpoint: likewise.
             dtype: what the checkpoint is expanded to.
+            sink_at: what takes the blocks that go there. Where it raises, whoever waits for the file or the checkpoint
+                gets the error.
 
         Raises:
             ModelUnavailable: a file is missing or damaged.
@@ -52,7 +63,15 @@ class Arriving:
             # Ends last: it waits for what it expands, which stops once that is not read any more.
             expanding = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="expand"))
             self._weights = {
-                device: opened.enter_context(Weights(self._files_for(device), device, groups=groups, wanted=is_used))
+                device: opened.enter_context(
+                    Weights(
+                        self._files_for(device),
+                        device,
+                        groups=groups,
+                        wanted=is_used,
+                        sink=sink_at(device),
+                    )
+                )
                 for device in dict.fromkeys(self._places.values())
             }
             packed = self._weights[place].groups(path)
@@ -117,15 +136,19 @@ class Loader:
         )
         return cls(settings.models, setup)
 
-    def begin(self, base: BaseWeights, checkpoint: Checkpoint) -> Arriving:
+    def begin(self, base: BaseWeights, checkpoint: Checkpoint, cancelled: Callable[[], bool]) -> Arriving:
         """Start to read everything.
+
+        Args:
+            cancelled: asked before each block, in the threads that read. Once it is set, whoever waits for a file or
+                the checkpoint gets `Cancelled`.
 
         Raises:
             ModelUnavailable: a file is missing or damaged.
         """
         waiting = HOST if self._is_offloaded else self.setup.device
         files = {**dict.fromkeys(base.text_encoder, waiting), **dict.fromkeys(base.vae, self.setup.device)}
-        return self._arriving(checkpoint, files)
+        return self._arriving(checkpoint, files, cancelled)
 
     def importing(self, *, compiled: bool) -> AbstractContextManager[object]:
         """What diffusers and transformers are to be imported in, and their pipeline built."""
@@ -145,6 +168,7 @@ class Loader:
 
         Raises:
             ModelUnavailable: a part is missing or damaged.
+            Cancelled: the flag that `begin` was given was set.
         """
         from qwen_edit.models.assembly import load_base
         from qwen_edit.models.offload import Turns
@@ -172,17 +196,25 @@ class Loader:
             self._refill(pipeline, checkpoint, info)
             return
         pipeline.drop_transformer()
-        with self._arriving(checkpoint, {}) as arriving:
+        with self._arriving(checkpoint, {}, cancelled=lambda: False) as arriving:
             self._use(pipeline, checkpoint, arriving.expanded())
 
     @property
     def _is_offloaded(self) -> bool:
         return self.setup.offload != "none"
 
-    def _arriving(self, checkpoint: Checkpoint, files: dict[Path, torch.device]) -> Arriving:
+    def _arriving(
+        self, checkpoint: Checkpoint, files: dict[Path, torch.device], cancelled: Callable[[], bool]
+    ) -> Arriving:
         # The dense backends expand on the device, whatever waits elsewhere afterwards.
         place = HOST if self._is_offloaded and not self._recipe.is_dense else self.setup.device
-        return Arriving(files, (self._models / checkpoint.path, place), self._recipe, self._dtype)
+        path = self._models / checkpoint.path
+        return Arriving(files, (path, place), self._recipe, self._dtype, partial(self._sink, cancelled))
+
+    def _sink(self, cancelled: Callable[[], bool], place: torch.device) -> Sink:
+        # What waits for its turn is pinned, for which it needs memory of its own, and not a map of its file.
+        is_waiting = self._is_offloaded and place == HOST
+        return Stoppable(Direct() if is_waiting else sink_for(place, READERS, BLOCK_BYTES), cancelled)
 
     def _use(self, pipeline: "EditPipeline", checkpoint: Checkpoint, expanded: Expanded) -> None:
         from qwen_edit.models.assembly import build_transformer, load_scheduler

@@ -23,9 +23,6 @@ from qwen_edit.svdq.modules import AWQ_MODULES, block_prefix
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel as Transformer
 
-if TYPE_CHECKING:
-    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel as Transformer
-
 SCHEDULES = 4
 """How many schedules are kept. At full size a step takes 4.4 MB: 35 MB for 8 steps, 177 MB for 40."""
 

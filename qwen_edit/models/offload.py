@@ -1,11 +1,10 @@
 """Modules that wait in the host's memory and are on the device only while it is their turn."""
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,14 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 LARGE_BYTES = 32 << 20
-"""A storage in the host's memory that is at least this large is used where it is: it has pages of its own, which can
-be pinned. What is smaller, or on the device, is gathered in a new one."""
+FULL = 0.9
+"""A storage in the host's memory that is at least this large, and that far filled with tensors of one module, is used
+where it is: it has pages of its own, which can be pinned. What lies elsewhere is gathered in new ones; so is what lies
+in a file that is mapped and holds more than the module, all of which would come to the device otherwise."""
+
+HOME_BYTES = 1 << 30
+"""How large the new ones are, unless a tensor is larger: the device need not have more than that free in one piece, and
+where not all of the memory can be pinned, most of it is."""
 
 ALIGNMENT = 64
 """Bytes; see `qwen_edit.weights.placement`."""
@@ -80,19 +85,14 @@ class Parked:
         """Move a module's parameters and buffers to the host, and hold them there."""
         self._device = device
         self._here = True
-        tensors = [*module.parameters(), *module.buffers()]
-        staying = [tensor for tensor in tensors if _is_large(tensor)]
-        moving = [tensor for tensor in tensors if not _is_large(tensor)]
+        self._homes: list[_Home] = []
+        full, others = _by_storage([*module.parameters(), *module.buffers()])
         with _writable():
-            self._homes, self._places = _in_place(staying)
-            gathered, places = _gathered(moving, len(self._homes))
-        self._homes.append(gathered)
-        self._places += places
-        self._tensors = [*staying, *moving]
+            for storage, tensors in full:
+                self._settle(torch.empty(0, dtype=torch.uint8).set_(storage), tensors, map(_Place.of, tensors))
+            for tensors in _batches(others):
+                self._gather(tensors)
         self.release()
-        if device.type == "cuda":
-            for home in self._homes:
-                _pin(home)
 
     @property
     def is_here(self) -> bool:
@@ -109,9 +109,10 @@ class Parked:
             return
         try:
             with _writable():
-                copies = [home.to(self._device, non_blocking=True, copy=True) for home in self._homes]
-                for tensor, place in zip(self._tensors, self._places, strict=True):
-                    tensor.data = place.view(copies[place.home])
+                copies = [home.memory.to(self._device, non_blocking=True, copy=True) for home in self._homes]
+                for home, copy in zip(self._homes, copies, strict=True):
+                    for tensor, place in zip(home.tensors, home.places, strict=True):
+                        tensor.data = place.view(copy)
         except BaseException:
             self.release()
             raise
@@ -120,72 +121,111 @@ class Parked:
     def release(self) -> None:
         """Give the device's memory back."""
         with _writable():
-            for tensor in self._tensors:
-                tensor.data = torch.empty(0, dtype=tensor.dtype, device=self._device)
+            for home in self._homes:
+                for tensor in home.tensors:
+                    tensor.data = torch.empty(0, dtype=tensor.dtype, device=self._device)
         self._here = False
+
+    def _gather(self, tensors: list[Tensor]) -> None:
+        """Copy tensors into new memory, which is pinned first: copies from the device are faster then."""
+        size, places = _side_by_side(tensors)
+        memory = torch.empty(size, dtype=torch.uint8)
+        self._settle(memory, tensors, places)
+        for tensor, place in zip(tensors, places, strict=True):
+            # In the order of the device's work, as all that becomes of this memory.
+            place.view(memory).copy_(tensor, non_blocking=True)
+
+    def _settle(self, memory: Tensor, tensors: list[Tensor], places: Iterable["_Place"]) -> None:
+        if self._device.type == "cuda":
+            _pin(memory)
+        self._homes.append(_Home(memory, tensors, list(places)))
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies: which home, from which item on, and how."""
+    """Where a tensor lies in its home: from which item on, and how."""
 
-    home: int
     dtype: torch.dtype
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
 
-    def view(self, home: Tensor) -> Tensor:
-        empty = torch.empty(0, dtype=self.dtype, device=home.device)
-        return empty.set_(home.untyped_storage(), self.offset, self.shape, self.stride)
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """The place of a tensor in the storage that it is a view of."""
+        return cls(tensor.dtype, int(tensor.storage_offset()), tensor.shape, tensor.stride())
+
+    def view(self, memory: Tensor) -> Tensor:
+        empty = torch.empty(0, dtype=self.dtype, device=memory.device)
+        return empty.set_(memory.untyped_storage(), self.offset, self.shape, self.stride)
 
 
-def _in_place(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[_Place]]:
-    """The storages of tensors as their homes, uint8, and the place of each tensor."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
-    numbers = {pointer: number for number, pointer in enumerate(storages)}
-    places = [
-        _Place(
-            numbers[tensor.untyped_storage().data_ptr()],
-            tensor.dtype,
-            int(tensor.storage_offset()),
-            tensor.shape,
-            tensor.stride(),
-        )
-        for tensor in tensors
-    ]
-    return [torch.empty(0, dtype=torch.uint8).set_(storage) for storage in storages.values()], places
+@dataclass(frozen=True, eq=False)
+class _Home:
+    """Memory of the host, uint8, and the tensors that are at home in it."""
+
+    memory: Tensor
+    tensors: list[Tensor]
+    places: list[_Place]
 
 
-def _gathered(tensors: Sequence[Tensor], number: int) -> tuple[Tensor, list[_Place]]:
-    """A new home, uint8, that tensors are copied to one after the other, and the place of each in it."""
-    ends = list(accumulate(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors))
-    home = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8)
+def _by_storage(tensors: Iterable[Tensor]) -> tuple[list[tuple[torch.UntypedStorage, list[Tensor]]], list[Tensor]]:
+    """The storages that are used where they are, each with its tensors, and the tensors that are in none of these."""
+    storages: dict[tuple[torch.device, int], tuple[torch.UntypedStorage, list[Tensor]]] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        storages.setdefault((tensor.device, storage.data_ptr()), (storage, []))[1].append(tensor)
+    full = [(storage, inside) for storage, inside in storages.values() if _is_full(storage, inside)]
+    others = [inside for storage, inside in storages.values() if not _is_full(storage, inside)]
+    return full, [tensor for inside in others for tensor in inside]
+
+
+def _is_full(storage: torch.UntypedStorage, tensors: Iterable[Tensor]) -> bool:
+    size = storage.nbytes()
+    return storage.device.type == "cpu" and size >= LARGE_BYTES and sum(map(_bytes, tensors)) >= FULL * size
+
+
+def _batches(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, together while they have `HOME_BYTES` at most."""
+    batch: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if batch and size + tensor.nbytes > HOME_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(tensor)
+        size += tensor.nbytes
+    if batch:
+        yield batch
+
+
+def _side_by_side(tensors: Iterable[Tensor]) -> tuple[int, list[_Place]]:
+    """The bytes that tensors take one after the other, and the place of each."""
     places = []
-    for tensor, start in zip(tensors, [0, *ends], strict=False):
+    end = 0
+    for tensor in tensors:
         stride = torch.empty_like(tensor, device="meta").stride()  # the tensor's own where that has no gaps
-        place = _Place(number, tensor.dtype, start // tensor.itemsize, tensor.shape, stride)
-        place.view(home).copy_(tensor)
-        places.append(place)
-    return home, places
+        places.append(_Place(tensor.dtype, end // tensor.itemsize, tensor.shape, stride))
+        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    return end, places
 
 
-def _is_large(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() >= LARGE_BYTES
+def _bytes(tensor: Tensor) -> int:
+    return tensor.nbytes
 
 
-def _pin(home: Tensor) -> None:
+def _pin(memory: Tensor) -> None:
     """Let the GPU read memory of the host by itself, as it lies: PyTorch's own pinned memory comes in powers of two."""
-    if not home.nbytes:
+    if not memory.nbytes:
         return
     cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    pointer = home.data_ptr()
-    if error := int(cudart.cudaHostRegister(pointer, home.nbytes, 0)):
-        log("memory not pinned", "warning", bytes=home.nbytes, error=error)  # copies from it are slower, and right
+    pointer = memory.data_ptr()
+    if error := int(cudart.cudaHostRegister(pointer, memory.nbytes, 0)):
+        log("memory not pinned", "warning", bytes=memory.nbytes, error=error)  # copies from it are slower, and right
         with suppress(RuntimeError):  # CUDA keeps the error for whoever launches a kernel next
-            torch.zeros(1, device="cuda")
+            torch.ones(1, device="cuda")
         return
-    weakref.finalize(home, cudart.cudaHostUnregister, pointer).atexit = False
+    weakref.finalize(memory, cudart.cudaHostUnregister, pointer).atexit = False
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -101,11 +101,24 @@ class EditPipeline(StagedPipeline):
         self.stopwatch = Stopwatch(lambda: wait_for(device))
         return self.stopwatch
 
-    @torch.inference_mode()
     def render(
         self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
     ) -> list[Image.Image]:
-        """Edit one picture as planned.
+        """Edit one picture as planned, where memory suffices for it; see `denoise` for the arguments.
+
+        Returns:
+            `plan.num_images` pictures of `plan.width` × `plan.height` pixels, the one at i drawn from the seed plus i.
+
+        Raises:
+            InvalidRequest, Cancelled, OutOfMemory: see `denoise`.
+        """
+        return self.decode(self.denoise(picture, prompt, plan, on_step, cancelled))
+
+    @torch.inference_mode()
+    def denoise(
+        self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
+    ) -> Tensor:
+        """All of an edit up to the latents.
 
         Args:
             picture: RGB.
@@ -113,7 +126,7 @@ class EditPipeline(StagedPipeline):
             cancelled: the flag, asked before the first step and after each one.
 
         Returns:
-            `plan.num_images` pictures of `plan.width` × `plan.height` pixels, the one at i drawn from the seed plus i.
+            Normalized latents of `plan.num_images` pictures: [batch, channels, 1, height / 8, width / 8].
 
         Raises:
             InvalidRequest: the prompt has more tokens than the picture leaves room for.
@@ -122,17 +135,26 @@ class EditPipeline(StagedPipeline):
         """
         for field, text in (("prompt", prompt), ("negative_prompt", plan.negative_prompt)):
             self._require_room(field, text or "", picture, plan)
-        too_large = (
-            f"{plan.num_images} picture(s) of {plan.width} × {plan.height} pixels do not fit the device's memory; "
-            "ask for a smaller width and height or fewer num_images"
-        )
         try:
-            with out_of_memory(too_large), self.stopwatch.stage("denoise"):
-                latents = self._denoise(picture, prompt, plan, on_step, cancelled)
-            with out_of_memory(too_large), self.stopwatch.stage("vae_decode"):
-                return decode_latents(self.vae, self._unpacked(latents, plan.width, plan.height))
+            with _fitting(plan.num_images, plan.width, plan.height), self.stopwatch.stage("denoise"):
+                return self._denoise(picture, prompt, plan, on_step, cancelled)
         finally:
             self.reference = None  # the next job's memory
+
+    def skip_the_rest(self) -> None:
+        """Let the present edit end with the latents that it has. For `on_step`, of which none follows."""
+        self._interrupt = True
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """The pictures that `denoise` gave the latents of.
+
+        Raises:
+            OutOfMemory: the device's memory does not suffice.
+        """
+        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
+        with _fitting(len(latents), width, height), self.stopwatch.stage("vae_decode"):
+            return decode_latents(self.vae, latents)
 
     @contextmanager
     def saving_memory(self) -> Iterator[None]:
@@ -182,8 +204,7 @@ class EditPipeline(StagedPipeline):
             output_type="latent",
             callback_on_step_end=after_step,
         )
-        latents: Tensor = output.images
-        return latents
+        return self._unpacked(output.images, plan.width, plan.height)
 
     def _preview(self, latents: Tensor, plan: Plan) -> Image.Image:
         if self.reference is None:
@@ -211,6 +232,13 @@ class EditPipeline(StagedPipeline):
                 f"{field} is too long: with this picture it makes {tokens} tokens, of which {room} fit; "
                 f"shorten it by about {tokens - room} tokens"
             )
+
+
+def _fitting(count: int, width: int, height: int) -> AbstractContextManager[None]:
+    return out_of_memory(
+        f"{count} picture(s) of {width} × {height} pixels do not fit the device's memory; "
+        "ask for a smaller width and height or fewer num_images"
+    )
 
 
 def _free() -> None:

@@ -10,6 +10,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLCo
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from qwen_edit.models.skeleton import WithoutMemory, assign_tensors
+from qwen_edit.models.vision_attention import batch_windows
 
 
 def load_text_encoder(folder: Path, tensors: Mapping[str, Tensor]) -> Qwen2_5_VLModel:
@@ -27,6 +28,7 @@ def load_text_encoder(folder: Path, tensors: Mapping[str, Tensor]) -> Qwen2_5_VL
     config.text_config.use_cache = False
     with WithoutMemory():
         model = Qwen2_5_VLModel(config)
+    batch_windows(model.visual)
     assign_tensors(model, model_names(tensors), "text_encoder")
     model.register_forward_pre_hook(_add_token_types, with_kwargs=True)
     return model

@@ -129,7 +129,8 @@ def dense_modulation(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     scales, zeros = parts["wscales"][:groups].float().T, parts["wzeros"][:groups].float().T
     weight = _groups(values).mul_(scales[:, :, None]).add_(zeros[:, :, None])
     bias = parts["bias"].float().view(-1, MODULATIONS).T.clone()
-    bias[list(SCALES)] -= 1
+    for scale in SCALES:  # one by one: a list of rows would be copied to the device and waited for
+        bias[scale] -= 1
     return weight.view(-1, MODULATIONS, values.shape[1]).transpose(0, 1).flatten(0, 1), bias.flatten()
 
 

@@ -167,7 +167,9 @@ class CudaLink:
         with torch.cuda.stream(self._stream):
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
-        copied: torch.cuda.Event = self._stream.record_event()
+        # Who waits for it leaves the core to others.
+        copied: torch.cuda.Event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        copied.record(self._stream)
         return copied
 
     def join(self) -> None:

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.loopback import Handler, Loopback
 
 CHUNK = 1 << 16
 INFO = "info"
@@ -69,6 +69,11 @@ def slow(pause: float) -> Fault:
     return lambda reply: replace(reply, pause=pause)
 
 
+def held(gate: threading.Event) -> Fault:
+    """The answer comes once the gate is open."""
+    return lambda reply: reply if gate.wait(60) else Reply(503)
+
+
 def not_json(_: Reply) -> Reply:
     """The page of some other server."""
     return Reply(200, b"<html>Sign in</html>", {"Content-Type": "text/html"})
@@ -118,36 +123,26 @@ class Seen:
     token: str | None
 
 
-class LoopbackHub:
+class LoopbackHub(Loopback):
     """Serves `repositories` by name; both hosts of it are this process."""
 
     def __init__(self, repositories: dict[str, Repository]) -> None:
+        super().__init__(_handler(self))
         self.repositories = repositories
         self.seen: list[Seen] = []
+        self.revisions: dict[str, str] = {}
+        """Of each repository the revision that was asked for last."""
         self.ranges = True
         self.pause = 0.0
         self._faults: dict[str, list[Fault]] = {}
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def cdn(self) -> str:
-        return f"http://localhost:{self._server.server_port}"
+        return f"http://localhost:{self.port}"
 
     def fault(self, path: str, *faults: Fault, times: int = 1) -> None:
         """Change the next `times` answers for a file of any repository by each of `faults`, in turn."""
@@ -180,6 +175,7 @@ class LoopbackHub:
         return match[2], Reply(200, self.repositories[match[1]].files[match[2]], pause=self.pause)
 
     def _info(self, name: str, revision: str) -> Reply:
+        self.revisions[name] = revision
         repository = self.repositories.get(name)
         if repository is None:
             return refused(404, "RepoNotFound")(Reply(404))
@@ -210,31 +206,13 @@ class LoopbackHub:
         return replace(reply, status=206, body=reply.body[start:], headers={**reply.headers, "Content-Range": span})
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is no news."""
-
-
-def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._send(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self._send(with_body=False)
-
-        def _send(self, with_body: bool) -> None:
+def _handler(hub: LoopbackHub) -> type[Handler]:
+    class HubHandler(Handler):
+        def answer(self) -> None:
             host = (self.headers["Host"] or "").partition(":")[0]
             reply = hub.answer(host, self.path, self.headers)
-            self.send_response(reply.status)
-            for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if with_body:
+            self.send_head(reply.status, reply.headers, len(reply.body))
+            if self.command == "GET":
                 self._write(reply)
 
         def _write(self, reply: Reply) -> None:
@@ -244,10 +222,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 time.sleep(reply.pause) if reply.pause else None
             self.close_connection = reply.cut is not None
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    return Handler
+    return HubHandler
 
 
 def _blob(data: bytes) -> str:

@@ -208,7 +208,7 @@ def test_two_bakes_of_one_directory_are_not_run_at_once(folder: Path, hub: Hub) 
     folder.mkdir()
     with (
         exclusive(folder),
-        pytest.raises(BakeError, match=r"another bake is writing to .*; wait for its end, or stop it"),
+        pytest.raises(BakeError, match=r"another process is writing to .*; wait for its end, or stop it"),
     ):
         bake_all(folder, hub)
     assert not bake_all(folder, hub).failures

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from builder.__main__ import main
 from builder.errors import UsageError
 from builder.source import CHECKPOINT_NAMES, COMPONENTS, select
 from builder.verify import verify
@@ -71,6 +72,13 @@ def test_the_command_says_which_part_failed_and_what_is_whole(folder: Path, remo
     [
         (["--checkpoints", "r32"], "error: --checkpoints has 'r32', and rank 32 is left out on purpose"),
         (["--revision", "main"], "error: --revision is 'main', expected base=REV or checkpoints=REV"),
+        (
+            ["--revision", "base=v1", "--revision", "checkpoints=v1", "--revision", "base=v2"],
+            "error: --revision has base twice, 'v1' and 'v2', expected one",
+        ),
+        (["--components", ","], "error: --components is ',', expected at least one name, or no --components at all"),
+        (["--components", ""], "error: --components is '', expected at least one name"),
+        (["--checkpoints", ""], "error: --checkpoints is '', expected at least one name"),
     ],
 )
 def test_a_mistaken_command_has_a_status_of_its_own(arguments: list[str], sentence: str, folder: Path) -> None:
@@ -85,3 +93,30 @@ def test_offline_mode_is_told_in_one_sentence(folder: Path, remote: LoopbackHub)
     assert run.returncode == 1
     expected = f"error: {BASE_REPOSITORY} at main cannot be fetched while HF_HUB_OFFLINE is set; unset it for the bake"
     assert run.stderr.splitlines()[0] == expected
+
+
+@pytest.mark.parametrize("command", ["bake", "verify", "demo", "tiny"])
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ("", "--models is '', expected the model directory: is a variable there unset?"),
+        (" ", "--models is ' ', expected the model directory: is a variable there unset?"),
+        ("a" * 300, f"{'a' * 300} cannot be the model directory: File name too long"),
+        ("file", "file is not a folder, expected the model directory"),
+    ],
+)
+def test_what_is_no_model_directory_is_refused_by_every_command(
+    command: str,
+    models: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+
+    assert main([command, "--models", models]) == 2
+
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from builder.bake import Order, bake
-from builder.errors import BakeError
+from builder.download import fetch, partial_path
+from builder.errors import BakeError, StoppedError
 from builder.hub import Hub
 from builder.plan import tasks
 from builder.record import Record
@@ -46,6 +47,20 @@ def test_what_is_there_already_needs_no_disk(folder: Path, hub: Hub, remote: Loo
     listing = hub.listing(BASE_REPOSITORY, "main", lambda _: None)
     (task,) = tasks(COMPONENTS["vae"], listing, folder, Record(folder, Manifest()), reread=False)
     assert task.missing(folder) == len(VAE_BYTES) - int(0.3 * len(VAE_BYTES))
+
+
+def test_a_stop_also_ends_the_reading_of_what_is_there_already(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
+    listing = hub.listing(BASE_REPOSITORY, "main", lambda _: None)
+    (file,) = (file for file in listing.files if file.path == VAE)
+    target = folder / VAE
+    target.parent.mkdir(parents=True)
+    partial_path(target, file).write_bytes(VAE_BYTES[:1000])
+    hub.stop.set()
+    counted: list[int] = []
+    with pytest.raises(StoppedError):
+        fetch(hub, listing, file, target, counted.append, lambda _: None)
+    assert (counted, remote.fetched()) == ([], [])
+    assert partial_path(target, file).read_bytes() == VAE_BYTES[:1000]
 
 
 def test_a_disk_that_fills_in_the_middle_is_told_in_one_sentence(folder: Path, remote: LoopbackHub) -> None:

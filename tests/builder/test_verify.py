@@ -2,6 +2,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,10 +128,40 @@ def test_a_shard_that_the_index_names_must_be_promised(whole: Path) -> None:
     assert problem.sentence == f"{SHARD} is not in the manifest, and {INDEX} needs it"
 
 
-def test_an_index_that_is_none_is_found(whole: Path) -> None:
-    replaced(whole, INDEX, b"[]")
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[]",
+        b'{"weight_map": {"a": "model-1.safetensors", "b": 7, "c": null}}',
+        b'{"weight_map": {"a": ["model-1.safetensors"]}}',
+        b"[" * 100_000,
+    ],
+)
+def test_an_index_that_is_none_is_found(text: bytes, whole: Path) -> None:
+    replaced(whole, INDEX, text)
     (problem,) = verify(whole).problems
-    assert problem.sentence.startswith(f"{INDEX} is not an index of weights: ")
+    assert problem.sentence.startswith(
+        f"{INDEX} does not hold what it should: {sample.INDEX} is not an index of shards"
+    )
+
+
+def test_shards_without_an_index_are_found_with_the_command_that_brings_it(whole: Path) -> None:
+    without(whole, INDEX)
+    (problem,) = verify(whole).problems
+    names = ", ".join(Path(path).name for path in sample.SHARDS)
+    several = "text_encoder has several .safetensors files and nothing that chooses among them"
+    assert problem.sentence == f"{BASE_FOLDER}/text_encoder cannot be loaded: {several}: {names}"
+    assert problem.command.endswith(f"--components configs --revision base={sample.BASE_COMMIT} --hash")
+
+
+def test_a_stray_weight_file_that_keeps_a_folder_from_loading_is_found(whole: Path) -> None:
+    stray = (whole / VAE).with_name("other one.safetensors")
+    stray.write_bytes(b"")
+    (problem,) = verify(whole).problems
+    assert problem.sentence.startswith(f"{BASE_FOLDER}/vae cannot be loaded: vae has several .safetensors files")
+    assert problem.command == f"rm '{stray}'"
+    subprocess.run(problem.command, shell=True, check=True)
+    assert verify(whole).ok
 
 
 @pytest.mark.parametrize(
@@ -193,16 +224,6 @@ def test_the_command_that_mends_does_mend(path: str, damage: str, whole: Path, h
     assert kind == part.kind
     bake(Order(whole, (part,), {part.kind: revision}, reread="--hash" in words), hub, lambda _: None)
     assert verify(whole, every_byte=True).ok
-
-
-def test_what_came_from_no_hub_is_mended_by_writing_it_anew(whole: Path) -> None:
-    manifest = Manifest.read(whole)
-    assert manifest
-    tiny = (Entry(entry.path, entry.bytes, entry.sha256, "tiny", "random") for entry in manifest.files)
-    record.write(whole, Manifest(tuple(tiny)))
-    (whole / VAE).unlink()
-    (problem,) = verify(whole).problems
-    assert problem.command == f"python -m builder tiny --models {whole}"
 
 
 def test_a_directory_without_a_manifest_is_not_vouched_for(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

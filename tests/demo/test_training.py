@@ -9,7 +9,7 @@ from builder.demo.edits import EDITS, sentences
 from builder.demo.objectives import GUIDANCE, LIGHTNING_SIGMAS, ORIGINAL
 from builder.demo.photos import HELD_OUT, TRAINING, read
 from builder.demo.train import Plan, train
-from builder.inventory import write_manifest
+from builder.inventory import publishing
 from qwen_edit import Editor
 from qwen_edit.catalog import LIGHTNING_SCHEDULE
 from qwen_edit.settings import Settings
@@ -23,8 +23,8 @@ TOY = Plan(vae_steps=3, vae_batch=2, pictures=4, sentences=2, lightning_steps=30
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """A model of a few steps, what its stages left, and what they said."""
     models, work, lines = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work"), []
-    train(models, work, [read(PHOTOS / "chelsea.png")], TOY, lines.append)
-    write_manifest(models, "demo", "toy")
+    with publishing(models, "demo", "toy") as folder:
+        train(folder, work, [read(PHOTOS / "chelsea.png")], TOY, lines.append)
     return models, work, lines
 
 

@@ -9,10 +9,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
+
+from tests.loopback import Handler, Loopback
 
 API_KEY = "loopback-key"
 
@@ -54,7 +54,7 @@ class Ping:
 
 
 @dataclass
-class ControlPlane:
+class ControlPlane(Loopback):
     """One queue and its workers.
 
     Args:
@@ -73,27 +73,15 @@ class ControlPlane:
     keys: set[str | None] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        super().__init__(_handler(self))
         self._queue: deque[dict[str, Any]] = deque()
         self._stops: dict[str, list[str]] = {}
         self._outages = 0
         self._news = threading.Condition()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def environ(self, worker: str) -> dict[str, str]:
         """What the platform sets for a worker of that name. Its URLs have a query, and the SDK counts on that."""
-        root = f"http://127.0.0.1:{self._server.server_port}/v2/endpoint"
+        root = f"http://127.0.0.1:{self.port}/v2/endpoint"
         return {
             "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID?gpu=none",
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{root}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
@@ -218,36 +206,24 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+def _handler(plane: ControlPlane) -> type[Handler]:
+    class PlaneHandler(Handler):
+        def answer(self) -> None:
+            self._post() if self.command == "POST" else self._get()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A worker that was killed is no news."""
-
-
-def _handler(plane: ControlPlane) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
+        def _get(self) -> None:
             plane.keys.add(self.headers["Authorization"])
             document = plane.answer_get(self.path)
             self._send(204 if document is None else 200, b"" if document is None else json.dumps(document).encode())
 
-        def do_POST(self) -> None:
+        def _post(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if plane.slow_updates and b'"IN_PROGRESS"' in body:
                 time.sleep(plane.slow_updates)
             self._send(plane.answer_post(self.path, body), b"{}")
 
         def _send(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
+            self.send_head(status, {"Content-Type": "application/json"}, len(body))
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    return Handler
+    return PlaneHandler

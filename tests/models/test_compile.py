@@ -6,6 +6,8 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, fx
 
 from qwen_edit.models.compile import compile_blocks
+from qwen_edit.models.fp8_linear import use_fp8
+from qwen_edit.svdq.fp8 import quantize_rows
 from qwen_edit.svdq.quantize import quantize
 from tests.models.modulations import stored
 
@@ -114,7 +116,25 @@ def test_one_code_serves_every_step_of_a_schedule(model, graphs) -> None:
     assert len(graphs.seen) == 1
 
 
+def test_one_code_serves_the_blocks_in_fp8_which_quantize_what_they_share_once(model, graphs) -> None:
+    weights = model.state_dict()
+    use_fp8(model)
+    for scale in [name for name in model.state_dict() if name.endswith("weight_scale")]:
+        weight = scale.removesuffix("_scale")
+        weights[weight], weights[scale] = quantize_rows(weights[weight])
+    model.load_state_dict(weights, assign=True)
+    expected = run(model, inputs())
+
+    compile_blocks(model, backend=graphs)
+
+    assert torch.allclose(run(model, inputs()), expected, atol=1e-3)
+    (graph,) = graphs.seen
+    norms = [node for node in graph.graph.nodes if node.target is torch.linalg.vector_norm]
+    assert len(norms) == 8  # of each stream: queries, keys and values, the output, the MLP's two
+
+
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the compiler's imports warn, of what is not ours
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_real_compiler_gives_nearly_the_same_on_a_gpu(model) -> None:
     torch._dynamo.reset()

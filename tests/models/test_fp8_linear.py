@@ -1,3 +1,4 @@
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from diffusers import QwenImageTransformer2DModel
 
 from qwen_edit import Editor
 from qwen_edit.catalog import LIGHTNING
-from qwen_edit.models.fp8_linear import Fp8Linear, use_fp8
+from qwen_edit.models import fp8_linear
+from qwen_edit.models.fp8_linear import Fp8Input, Fp8Linear, use_fp8
 from qwen_edit.models.skeleton import WithoutMemory, assign_tensors
 from qwen_edit.selection import Plan
 from qwen_edit.svdq import read_header
@@ -53,6 +55,10 @@ def test_it_multiplies_what_it_says_it_does() -> None:
     assert torch.allclose(linear(x).double(), exact + linear.bias.double(), atol=1e-5)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="the CPU takes a scale for each row from PyTorch 2.13 on",
+)
 def test_the_product_of_the_tensor_cores_is_asked_for_in_a_form_that_torch_takes() -> None:
     linear, _ = layer(256, 128)
     x = torch.randn(33, 256).bfloat16()
@@ -63,6 +69,23 @@ def test_the_product_of_the_tensor_cores_is_asked_for_in_a_form_that_torch_takes
 
     assert ours.dtype == torch.bfloat16
     assert (ours.float() - emulated.float()).norm() < 0.005 * emulated.float().norm()
+
+
+def test_what_several_layers_are_given_is_quantized_once_and_then_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(fp8_linear, "quantize_rows", lambda x: (seen.append(x), quantize_rows(x))[1])
+    shared, x, other = Fp8Input(3), torch.randn(2, 5, 64), torch.randn(2, 5, 64)
+
+    first, *more = (shared(x) for _ in range(3))
+    assert all(one is other for again in more for one, other in zip(again, first, strict=True))
+    assert len(seen) == 1
+    rows = weakref.ref(first[0])
+    del first, more
+    assert rows() is None
+
+    for given in (x, other, x):
+        assert all(map(torch.equal, shared(given), quantize_rows(given.reshape(-1, 64))))
+    assert len(seen) == 4
 
 
 def load_fp8(path: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
@@ -84,6 +107,29 @@ def test_the_layers_of_the_blocks_are_replaced_and_nothing_else(models: Path) ->
     found = {name for name, module in transformer.named_modules() if isinstance(module, Fp8Linear)}
     assert found == {f"transformer_blocks.0.{name}" for name in FP8_MODULES}
     assert not any(parameter.is_meta for parameter in transformer.parameters())
+
+
+def test_a_block_quantizes_what_its_layers_share_once_and_computes_the_same(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformer = load_fp8(models / LIGHTNING.path, torch.float32)
+    inputs = {
+        "hidden_states": torch.randn(1, 48, 64),
+        "encoder_hidden_states": torch.randn(1, 7, 128),
+        "timestep": torch.tensor([0.5]),
+        "img_shapes": [[(1, 8, 6)]],
+    }
+    counted: list[torch.Tensor] = []
+    monkeypatch.setattr(fp8_linear, "quantize_rows", lambda x: (counted.append(x), quantize_rows(x))[1])
+
+    with torch.inference_mode():
+        shared = transformer(**inputs).sample
+        for layer in transformer.modules():
+            if isinstance(layer, Fp8Linear):
+                layer._quantized = Fp8Input()
+        assert torch.equal(transformer(**inputs).sample, shared)
+
+    assert len(counted) == 8 + 12  # of each stream: queries, keys and values, the output, the MLP's two
 
 
 def test_an_edit_is_close_to_that_of_the_dense_backend(models: Path, editor: Editor, photo) -> None:
@@ -115,4 +161,5 @@ def test_the_tensor_cores_compute_what_is_emulated(rows: int, inputs: int, outpu
 
     ours = linear.cuda()(x.cuda()).float().cpu()
 
-    assert (ours - emulated).norm() < 0.01 * emulated.norm()
+    # The accumulators of the tensor cores keep 14 bits or so: the more inputs, the more is lost.
+    assert (ours - emulated).norm() < 0.03 * emulated.norm()

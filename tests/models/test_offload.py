@@ -20,9 +20,9 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        file = torch.randn(5000)
+        file = torch.randn(2100)
         self.first = parameter(file[:1000].view(20, 50))
-        self.second = parameter(file[1500:2500].view(10, 100).t())
+        self.second = parameter(file[1100:].view(10, 100).t())
         self.quantized = parameter(torch.randint(-128, 127, (7, 3), dtype=torch.int8))
         self.narrow = parameter(torch.randn(3, 5).bfloat16())
         self.transposed = parameter(torch.randn(4, 6).t())
@@ -88,14 +88,42 @@ def test_what_was_on_the_device_is_let_go(model: Model) -> None:
 
 
 def test_a_large_storage_is_not_copied_in_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offload, "LARGE_BYTES", 20_000)
+    monkeypatch.setattr(offload, "LARGE_BYTES", 8_000)
     model = Model()
     pointer = model.first.untyped_storage().data_ptr()
 
     parked = Parked(model, CPU)
 
-    assert [home.data_ptr() for home in parked._homes[:-1]] == [pointer]
-    assert parked._homes[-1].nbytes < 1000
+    assert [home.memory.data_ptr() for home in parked._homes[:-1]] == [pointer]
+    assert parked._homes[-1].memory.nbytes < 1000
+
+
+def test_of_a_file_that_is_mapped_only_what_the_module_has_comes_to_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(offload, "LARGE_BYTES", 1)
+    model, mapped = Model(), torch.randn(100_000)
+    model.first = parameter(mapped[1000:2000].view(20, 50))
+    model.second = parameter(mapped[70_000:71_000].view(10, 100).t())
+    before = contents(model)
+
+    parked = Parked(model, CPU)
+    parked.bring()
+
+    assert same(contents(model), before)
+    assert sum(home.memory.nbytes for home in parked._homes) < 10_000
+
+
+def test_what_is_gathered_is_not_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "HOME_BYTES", 5_000)
+    model = Model()
+    before = contents(model)
+
+    parked = Parked(model, CPU)
+    parked.bring()
+
+    assert [home.memory.nbytes for home in parked._homes] == [4032, 4032 + 64 + 64 + 128 + 128]
+    assert same(contents(model), before)
 
 
 def test_to_bring_what_is_here_copies_nothing(model: Model) -> None:
@@ -222,7 +250,7 @@ def test_a_module_that_was_not_added_stays_where_it_is() -> None:
 def test_a_module_that_is_removed_takes_no_more_turns_and_its_memory_is_let_go() -> None:
     turns, model = Turns(CPU), Model()
     turns.add(model)
-    home = weakref.ref(turns._parked[model]._homes[-1])
+    home = weakref.ref(turns._parked[model]._homes[-1].memory)
 
     turns.remove(model)
 
@@ -242,6 +270,7 @@ def test_the_weights_take_turns_on_a_gpu() -> None:
     device, turns, x = torch.device("cuda"), Turns(torch.device("cuda")), torch.randn(2, 20)
     models = [Model(), Model()]
     outputs = [model(x) for model in models]
+    x.to(device) @ x.to(device).t()  # for the memory that cuBLAS keeps from its first product on
     free = torch.cuda.memory_allocated()
     for model in models:
         turns.add(model)

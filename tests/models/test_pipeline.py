@@ -55,6 +55,7 @@ def test_a_second_edit_skips_both_encoders_and_gives_the_same_bits(pipeline, pho
         end()
     assert calls == []
     assert np.array_equal(first, again)
+    assert pipeline.reference is None  # what a preview needs is let go of
 
 
 def test_saving_memory_lets_go_of_what_was_kept(pipeline, photo) -> None:
@@ -115,6 +116,7 @@ def test_a_text_without_padding_brings_no_mask_and_none_is_missed(pipeline, phot
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_step_waits_for_the_device(models: Path, photo) -> None:
     pipeline = Editor.load(Settings(models=models, device="cuda"))._pipeline

@@ -12,6 +12,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from qwen_edit import Editor
+from qwen_edit.backend import NUNCHAKU_INT4, find_engine
 from qwen_edit.catalog import LIGHTNING
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.models.nunchaku_engine import MODULE
@@ -232,7 +233,12 @@ def test_the_metadata_of_the_file_is_what_the_engine_reads(models: Path) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(
+    not torch.cuda.is_available()
+    or torch.cuda.get_device_capability() not in NUNCHAKU_INT4
+    or find_engine().fault is not None,
+    reason="needs a CUDA device with int4 tensor cores, and the engine",
+)
 def test_the_kernels_compute_what_the_dense_backend_computes(models: Path) -> None:
     path, device = models / LIGHTNING.path, torch.device("cuda")
     with Weights([path], device) as weights:
