@@ -3,10 +3,12 @@
     python -m bench.vision [--layers 8] [--rounds 3] [--device cuda] [--clock work]
 
 Both have the same random weights of the published width, and take turns. Every eighth layer attends to the whole
-picture, so 8 layers are a quarter of the published 32 and the same mix. Operations are counted with all 32 layers and
-a small width, which they do not depend on: those that compute, and no views, each of which is at least one kernel on
-a GPU. The attention that is timed by itself is one windowed layer's, from its projections to its output. `--clock work` counts the seconds that a single
-thread of the CPU computes, which other programs on the machine do not stretch.
+picture, so 8 layers are a quarter of the published 32 and the same mix. The attention that is timed by itself is one
+windowed layer's, from its projections to its output. `--clock work` counts the seconds that a single thread of the CPU
+computes, which other programs on the machine do not stretch.
+
+Operations are counted with all 32 layers and a small width, which they do not depend on: those that compute, and no
+views. Each is at least one kernel on a GPU.
 """
 
 import argparse

@@ -16,6 +16,7 @@ from qwen_edit.download import fetch_missing
 from qwen_edit.editor import Editor
 from qwen_edit.errors import EditError, InvalidImage, InvalidRequest, SettingsError
 from qwen_edit.exchange import prepare, respond
+from qwen_edit.images import ignore_pillows_warnings
 from qwen_edit.schema import EditRequest, EditResponse
 from qwen_edit.settings import Settings
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _edit(arguments: argparse.Namespace) -> None:
+    ignore_pillows_warnings()
     settings = Settings.from_environ(os.environ)
     request = _request(arguments)
     if settings.allow_download:

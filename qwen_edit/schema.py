@@ -147,8 +147,7 @@ class EditRequest(BaseModel):
 class StartTimings(BaseModel):
     """Milliseconds of the parts of a start; `read_bytes` is how much was read in `read`.
 
-    `imports`, `assemble` and `warm_up` follow each other. `read`, which ends when the last byte has arrived, runs
-    beside the first two.
+    `imports`, `assemble` and `warm_up` follow each other; `read` runs beside the first two, until all has arrived.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -3,7 +3,7 @@
 No diffusers and no transformers at the top: reading and expanding begin before they are imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -23,6 +23,7 @@ from qwen_edit.models.lean_torch import lean_torch
 from qwen_edit.models.stoppable import Stoppable
 from qwen_edit.settings import Settings
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
+from qwen_edit.weights.file import Groups
 from qwen_edit.weights.reader import BLOCK_BYTES, READERS, WINDOW, Weights
 from qwen_edit.weights.sinks import Direct, Sink, sink_for
 
@@ -63,15 +64,7 @@ class Arriving:
             # Ends last: it waits for what it expands, which stops once that is not read any more.
             expanding = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="expand"))
             self._weights = {
-                device: opened.enter_context(
-                    Weights(
-                        self._files_for(device),
-                        device,
-                        groups=groups,
-                        wanted=is_used,
-                        sink=sink_at(device),
-                    )
-                )
+                device: opened.enter_context(self._reading(device, groups, sink_at(device)))
                 for device in dict.fromkeys(self._places.values())
             }
             packed = self._weights[place].groups(path)
@@ -103,8 +96,10 @@ class Arriving:
         self._opened.close()
         del self._expanded  # a failure would hold on to this object, and so to half a checkpoint
 
-    def _files_for(self, device: torch.device) -> list[Path]:
-        return [path for path, place in self._places.items() if place == device]
+    def _reading(self, device: torch.device, groups: Mapping[Path, Groups], sink: Sink) -> Weights:
+        """Begin to read the files that go to a device."""
+        files = [path for path, place in self._places.items() if place == device]
+        return Weights(files, device, groups=groups, wanted=is_used, sink=sink)
 
 
 class Loader:
