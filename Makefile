@@ -25,8 +25,13 @@ check: $(INSTALLED)
 fuzz: $(INSTALLED)
 	@HYPOTHESIS_PROFILE=soak $(PYTHON) -m pytest tests/test_fuzz_handler.py
 
-# Every benchmark that this machine can run: about three quarters of an hour on two cores. `bench.gpu` wants a GPU.
+# Every benchmark that a CPU can run: more than an hour on two cores. `bench.gpu` wants a GPU.
 bench: $(INSTALLED)
+	@$(PYTHON) -m bench.memory_plan
+	@$(PYTHON) -m bench.activations
+	@$(PYTHON) -m bench.fp8
+	@$(PYTHON) -m bench.vision --clock work
+	@$(PYTHON) -m bench.demo
 	@$(PYTHON) -m bench.bake
 	@$(PYTHON) -m bench.imports
 	@$(PYTHON) -m bench.cold_start

@@ -1,7 +1,7 @@
 """The attention of the vision tower's windows, all windows of a layer in one call.
 
 transformers splits a picture of one megapixel into about a hundred windows and attends to one after the other, 2,800
-calls for 28 layers, each of which reads the windows' bounds back from the device.
+calls for 28 layers, and each layer reads the windows' bounds back from the device.
 """
 
 from dataclasses import dataclass
