@@ -88,9 +88,12 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the package has under that name
         if name.startswith("__") and name != "__all__":  # the import system asks every package for some
             raise AttributeError(name)
-        loader = vars(self).pop(_LOADER)
         self.__class__ = ModuleType  # type: ignore[assignment]
-        loader.exec_module(self)
+        try:
+            vars(self)[_LOADER].exec_module(self)
+        except BaseException:
+            self.__class__ = _Deferred  # whoever asks next gets the same error
+            raise
         return getattr(self, name)
 
 

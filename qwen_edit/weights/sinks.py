@@ -50,8 +50,8 @@ class Direct:
 
     def allocate(self, size: int) -> Tensor:
         """New memory: uint8 [size], not filled."""
-        # Not in huge pages: on a virtual machine `bench/reading.py` finds them two to four times slower to fill where
-        # the host has to find them first, as in a new process, if up to three times faster once they are there.
+        # Not in huge pages: `bench/RESULTS.md` has them up to four times faster to fill where they are at hand, but
+        # half as slow again on a virtual machine whose host has to find them first, as for a new process.
         return torch.empty(size, dtype=torch.uint8)
 
     def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:

@@ -2,6 +2,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from qwen_edit.models import lean_packages
+
 PHOTO = Path(__file__).parents[1] / "photos" / "chelsea.png"
 
 
@@ -88,3 +92,20 @@ except ImportError:
     print(ours, transformers.GPT2Config.__name__)
 """
     assert run(program) == "[] GPT2Config\n"
+
+
+def test_a_deferred_package_that_cannot_be_imported_says_so_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "eager_and_broken").mkdir()
+    (tmp_path / "eager_and_broken" / "__init__.py").write_text("raise ImportError('a part is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(lean_packages, "EAGER", ("eager_and_broken",))
+
+    with lean_packages.lean_packages():
+        import eager_and_broken
+
+    for _ in range(2):
+        with pytest.raises(ImportError, match="a part is missing"):
+            _ = eager_and_broken.anything
+    del sys.modules["eager_and_broken"]
