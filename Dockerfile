@@ -24,11 +24,10 @@ RUN useradd --create-home --uid 1000 worker \
 COPY requirements/bake.lock requirements/
 RUN pip install --no-compile --no-deps --require-hashes -r requirements/bake.lock
 
-# What `bake` imports and nothing else. qwen_edit has no __init__.py yet: that one would import the whole worker.
-COPY builder/__init__.py builder/__main__.py builder/bake.py builder/download.py builder/errors.py builder/faults.py \
-     builder/hub.py builder/place.py builder/plan.py builder/progress.py builder/record.py builder/source.py \
-     builder/units.py builder/
-COPY qwen_edit/catalog.py qwen_edit/manifest.py qwen_edit/
+# What `builder.bake` imports and nothing else. The packages around it have no __init__.py yet, and qwen_edit's would
+# import the whole worker.
+COPY builder/bake/ builder/bake/
+COPY qwen_edit/store/catalog.py qwen_edit/store/manifest.py qwen_edit/store/
 
 # An argument counts for every layer after it, so each one stands right before the first that needs it.
 ARG PROFILE=production
@@ -36,18 +35,18 @@ RUN case "$PROFILE" in production|tiny) ;; *) echo "PROFILE is '$PROFILE', expec
 
 ARG HF_ENDPOINT=https://huggingface.co
 ARG BASE_REVISION=main
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components configs --revision "base=$BASE_REVISION"
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-1 --revision "base=$BASE_REVISION"
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-2 --revision "base=$BASE_REVISION"
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-3 --revision "base=$BASE_REVISION"
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components text_encoder-4 --revision "base=$BASE_REVISION"
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components vae --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components configs --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components text_encoder-1 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components text_encoder-2 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components text_encoder-3 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components text_encoder-4 --revision "base=$BASE_REVISION"
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components vae --revision "base=$BASE_REVISION"
 
 ARG CHECKPOINTS=lightning,original
 ARG CHECKPOINTS_REVISION=main
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components lightning \
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components lightning \
     --checkpoints "$CHECKPOINTS" --revision "checkpoints=$CHECKPOINTS_REVISION"
-RUN [ "$PROFILE" = tiny ] || python -m builder bake --components original \
+RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components original \
     --checkpoints "$CHECKPOINTS" --revision "checkpoints=$CHECKPOINTS_REVISION"
 
 COPY requirements/torch.lock requirements/
@@ -70,12 +69,13 @@ RUN pip install --no-compile --no-deps --require-hashes -r requirements/serve.lo
     && { python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
         || echo "no bytecode for the above"; }
 
-COPY builder/ builder/
+COPY builder/made/ builder/made/
 COPY qwen_edit/errors.py qwen_edit/
-COPY qwen_edit/weights/ qwen_edit/weights/
+COPY qwen_edit/weights/disk.py qwen_edit/weights/header.py qwen_edit/weights/
 COPY qwen_edit/svdq/ qwen_edit/svdq/
-RUN [ "$PROFILE" = production ] || python -m builder tiny
+RUN [ "$PROFILE" = production ] || python -m builder.made tiny
 
+COPY builder/ builder/
 COPY qwen_edit/ qwen_edit/
 COPY handler.py verify_models.py test_input.json LICENSE ./
 RUN python -m compileall -q --invalidation-mode unchecked-hash builder qwen_edit handler.py verify_models.py

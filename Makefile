@@ -23,7 +23,7 @@ check: $(INSTALLED)
 
 # 20,000 arbitrary inputs at the handler, about three minutes; the tests run a few hundred.
 fuzz: $(INSTALLED)
-	@HYPOTHESIS_PROFILE=soak $(PYTHON) -m pytest tests/test_fuzz_handler.py
+	@HYPOTHESIS_PROFILE=soak $(PYTHON) -m pytest tests/serving/test_fuzz_handler.py
 
 # Every benchmark that a CPU can run: more than an hour on two cores. `bench.gpu` wants a GPU.
 bench: $(INSTALLED)
@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
-$(DEMO)/manifest.json: $(INSTALLED) builder/demo/files.py $(shell find builder/demo/model -type f)
+$(DEMO)/manifest.json: $(INSTALLED) builder/made/demo/files.py $(shell find builder/made/demo/model -type f)
 	@$(PYTHON) -m builder demo --models $(DEMO)
 
 .PHONY: image-check lock

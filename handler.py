@@ -7,9 +7,10 @@ python handler.py --rp_serve_api                           serves the SDK's loca
 
 import multiprocessing
 
-from qwen_edit.worker import Worker
+from builder.missing import fetch_missing
+from qwen_edit.serving.worker import Worker
 
-worker = Worker.from_environ()
+worker = Worker.from_environ(fetch_missing)
 handler = worker.handle
 
 # The SDK's heartbeat is a child process that may run this module again: the model must not be loaded there.

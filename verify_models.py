@@ -2,7 +2,7 @@
 
 import sys
 
-from builder.verify import main
+from builder.verify.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

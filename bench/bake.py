@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen_edit.catalog import BASE_REPOSITORY, CHECKPOINT_REPOSITORY
-from tests.builder.loopback_hub import LoopbackHub, Repository
-from tests.builder.sample import BASE_COMMIT, CHECKPOINTS_COMMIT, LIGHTNING, ORIGINAL, SHARDS, VAE, base_files, wanted
+from qwen_edit.store.catalog import BASE_REPOSITORY, CHECKPOINT_REPOSITORY
+from tests.support.baked import BASE_COMMIT, CHECKPOINTS_COMMIT, LIGHTNING, ORIGINAL, SHARDS, VAE, base_files, wanted
+from tests.support.loopback_hub import LoopbackHub, Repository
 
 SHARES = {**dict.fromkeys(SHARDS, 0.15), VAE: 0.05, LIGHTNING: 0.175, ORIGINAL: 0.175}
 """How a repository's bytes spread over its files: four shards, a small file, two checkpoints."""

@@ -21,7 +21,7 @@ import torch
 from bench import full_size
 from bench.bars import draw
 from bench.cold_start_program import WAYS, weight_files
-from qwen_edit.catalog import CHECKPOINTS
+from qwen_edit.store.catalog import CHECKPOINTS
 
 FOLDER = Path(__file__).parents[1] / "models" / "cold_start"
 VOCABULARY = 16384

@@ -18,7 +18,7 @@ BLOCK_BYTES = 32 << 20
 
 def weight_files(models: Path) -> list[Path]:
     """Those of the base model and of the checkpoint that comes first."""
-    from qwen_edit.model_folder import base_weights, require_checkpoints
+    from qwen_edit.store.folder import base_weights, require_checkpoints
 
     return [*base_weights(models), models / require_checkpoints(models)[0].path]
 
@@ -43,12 +43,12 @@ def import_as_the_examples_do(_models: Path) -> object:
 
 def import_as_the_worker_does(_models: Path) -> object:
     """All that serving needs: the SDK in the main thread, the rest in the one that loads."""
-    from qwen_edit.collector import collector_paused
-    from qwen_edit.worker import Worker
+    from qwen_edit.loading.imports.collector import collector_paused
+    from qwen_edit.serving.worker import Worker
 
     def load() -> object:
         with _lean():
-            from qwen_edit.models.assembly import load_base
+            from qwen_edit.loading.assembly import load_base
         return load_base
 
     with collector_paused(), ThreadPoolExecutor(1) as gpu:
@@ -59,8 +59,8 @@ def import_as_the_worker_does(_models: Path) -> object:
 
 
 def _lean() -> ExitStack:
-    from qwen_edit.models.lean_packages import lean_packages
-    from qwen_edit.models.lean_torch import lean_torch
+    from qwen_edit.loading.imports.packages import lean_packages
+    from qwen_edit.loading.imports.torch_parts import lean_torch
 
     with ExitStack() as lean:
         lean.enter_context(lean_packages())
@@ -93,7 +93,7 @@ def load_as_usual(models: Path) -> object:
     from safetensors.torch import load_file
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-    from qwen_edit.catalog import BASE_FOLDER
+    from qwen_edit.store.catalog import BASE_FOLDER
     from qwen_edit.svdq.checkpoint import read_header
 
     base, checkpoint = models / BASE_FOLDER, weight_files(models)[-1]
@@ -111,7 +111,7 @@ def load_as_the_worker_does(models: Path) -> object:
 
     In the weights' own dtype, and without expanding them, which a CPU alone is slow at.
     """
-    from qwen_edit.collector import collector_paused
+    from qwen_edit.loading.imports.collector import collector_paused
 
     with collector_paused(), ThreadPoolExecutor(1) as gpu:
         loading = gpu.submit(_load, models)
@@ -121,19 +121,19 @@ def load_as_the_worker_does(models: Path) -> object:
 
 
 def _load(models: Path) -> object:
-    from qwen_edit.catalog import BASE_FOLDER
+    from qwen_edit.store.catalog import BASE_FOLDER
     from qwen_edit.weights.disk import Prefetch
 
     files = weight_files(models)
     with Prefetch(files):
         import torch
 
-        from qwen_edit.model_folder import is_used
+        from qwen_edit.store.folder import is_used
         from qwen_edit.weights.reader import Weights
 
         with Weights(files, torch.device("cpu"), wanted=is_used) as weights:
             with _lean():
-                from qwen_edit.models.assembly import load_base
+                from qwen_edit.loading.assembly import load_base
 
                 pipeline = load_base(models / BASE_FOLDER, lambda _file: weights, torch.bfloat16)
             return pipeline, weights.tensors(files[-1])

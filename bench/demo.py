@@ -18,12 +18,13 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from PIL import Image, ImageDraw
 
-from builder.demo import files, flow
-from builder.demo.edits import EDITS
-from builder.demo.photos import HELD_OUT
-from builder.demo.quality import pixels, psnr, reference, score
+from builder.made.demo import files
 from qwen_edit import Editor, EditRequest
 from qwen_edit.settings import Settings
+from training import flow
+from training.edits import EDITS
+from training.photos import HELD_OUT
+from training.quality import pixels, psnr, reference, score
 
 PHOTOS = Path(__file__).parents[1] / "tests" / "photos"
 CELL = (226, 150)  # of the strip, pixels

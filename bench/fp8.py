@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qwen_edit import Editor
-from qwen_edit.catalog import LIGHTNING
-from qwen_edit.models.fp8_linear import Fp8Linear, use_fp8
-from qwen_edit.models.skeleton import WithoutMemory, assign_tensors
-from qwen_edit.selection import Plan
+from qwen_edit.edit.plan import Plan
+from qwen_edit.model.blank import WithoutMemory, assign_tensors
+from qwen_edit.model.transformer.fp8_linear import Fp8Linear, use_fp8
 from qwen_edit.settings import Settings
+from qwen_edit.store.catalog import LIGHTNING
 from qwen_edit.svdq import dense_state_dict, dense_top_level, read_header
 from qwen_edit.svdq.fp8 import fp8_block, quantize_rows
 from qwen_edit.svdq.modules import top_level_tensors

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
-from builder import layout
-from qwen_edit.catalog import BASE_FOLDER, RANK, Checkpoint
+from builder.made import layout
+from qwen_edit.store.catalog import BASE_FOLDER, RANK, Checkpoint
 from qwen_edit.svdq.dense import MODULATIONS, SCALES
 from qwen_edit.svdq.layout import GROUP
 from qwen_edit.svdq.modules import CONFIG_DEFAULTS, TensorSpec, expected_tensors

@@ -28,7 +28,7 @@ import torch
 
 from bench import full_size
 from bench.gpu_run import STAGES, TOLD, Figures, timed
-from qwen_edit.catalog import CHECKPOINTS, LIGHTNING, Checkpoint
+from qwen_edit.store.catalog import CHECKPOINTS, LIGHTNING, Checkpoint
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
 
 CHECKOUT = Path(__file__).parents[1]

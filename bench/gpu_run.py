@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from qwen_edit import Editor, EditRequest
-from qwen_edit.catalog import BASE_FOLDER, LIGHTNING
-from qwen_edit.exchange import prepare
+from qwen_edit.edit.prepare import prepare
 from qwen_edit.settings import Settings
+from qwen_edit.store.catalog import BASE_FOLDER, LIGHTNING
 
 PHOTO = Path(__file__).parents[1] / "tests" / "photos" / "rocket.jpg"
 
@@ -157,7 +157,7 @@ def load_stock(work: Work) -> Any:  # noqa: ANN401 - untyped in diffusers
     from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageEditPipeline
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-    from qwen_edit.models.processor import EditProcessor
+    from qwen_edit.model.prompt import EditProcessor
 
     base = work.models / BASE_FOLDER
     tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer")

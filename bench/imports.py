@@ -23,12 +23,12 @@ EXAMPLES = (
     "from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen2VLProcessor"
 )
 WORKER = (
-    "from qwen_edit.collector import collector_paused\n"
+    "from qwen_edit.loading.imports.collector import collector_paused\n"
     "with collector_paused():\n"
-    "    from qwen_edit.models.lean_packages import lean_packages\n"
-    "    from qwen_edit.models.lean_torch import lean_torch\n"
+    "    from qwen_edit.loading.imports.packages import lean_packages\n"
+    "    from qwen_edit.loading.imports.torch_parts import lean_torch\n"
     "    with lean_packages(), lean_torch():\n"
-    "        from qwen_edit.models.assembly import load_base"
+    "        from qwen_edit.loading.assembly import load_base"
 )
 
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from qwen_edit.contract.request import EditRequest
+from qwen_edit.edit.hooks import OnStep
 from qwen_edit.editor import Editor, Prepared, Rendered, ignore, never
 from qwen_edit.log import log
-from qwen_edit.schema import EditRequest
-from qwen_edit.step import OnStep
-from tests.e2e import fake_device
+from tests.support import fake_device
 
 _render = Editor.render
 

@@ -2,15 +2,15 @@
 
     python -m bench.memory_plan
 
-Computed from the architecture and `qwen_edit.memory_plan`; nothing is measured.
+Computed from the architecture and `qwen_edit.machine.gpu_memory`; nothing is measured.
 """
 
 from collections.abc import Mapping
 from typing import Any, cast
 
-from qwen_edit.backend import BackendName
 from qwen_edit.errors import ModelUnavailable
-from qwen_edit.memory_plan import OFFLOADS, Parts, parts_of, plan_memory
+from qwen_edit.machine.backend import BackendName
+from qwen_edit.machine.gpu_memory import OFFLOADS, Parts, parts_of, plan_memory
 from qwen_edit.svdq.checkpoint import CheckpointInfo
 from qwen_edit.svdq.modules import CONFIG_DEFAULTS, expected_tensors
 from qwen_edit.weights.reader import WINDOW

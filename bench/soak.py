@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.e2e.control_plane import ControlPlane
-from tests.e2e.loop_worker import LoopWorker, running
+from tests.support.control_plane import ControlPlane
+from tests.support.loop_worker import LoopWorker, running
 
 Kind = Literal["good", "bad", "cancelled", "oversize"]
 

@@ -29,7 +29,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from bench.full_size import VISION
 from bench.gpu_run import settle
-from qwen_edit.models.vision_attention import batch_windows
+from qwen_edit.model.vision_windows import batch_windows
 
 PICTURES = {
     "1024 × 1024": (74, 74),

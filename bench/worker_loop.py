@@ -22,9 +22,9 @@ from typing import Any
 from PIL import Image
 
 from bench.soak import soak
-from builder import tiny
-from tests.e2e.control_plane import ControlPlane
-from tests.e2e.loop_worker import LoopWorker, running
+from builder.made import tiny
+from tests.support.control_plane import ControlPlane
+from tests.support.loop_worker import LoopWorker, running
 
 PHOTO = Path(__file__).parents[1] / "tests" / "photos" / "chelsea.png"
 STEPS = 8

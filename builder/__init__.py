@@ -1,0 +1,1 @@
+"""Weights: fetched, verified, made. The server's packages do not import it."""

@@ -1,147 +1,52 @@
 """`python -m builder`: bake, verify, sizes, demo, tiny."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from builder.errors import BakeError, UsageError
-from builder.place import add_models, models_of
-from builder.source import CHECKPOINT_NAMES, COMPONENTS, Kind, select
-from builder.units import amount
+from builder.bake.__main__ import main as bake
+from builder.made.__main__ import COMMANDS as MADE
+from builder.made.__main__ import main as make
+from builder.verify.command import main as verify
 
-DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
-"""Exit statuses: all is well; a part failed and the rest can be used; the command cannot be understood; Ctrl-C."""
+DONE, STOPPED = 0, 130
+"""Exit statuses: all is well; Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["verify"]:
-        # A command of its own, with its own parser: what a bake imports decides which image layers a change rebuilds.
-        from builder.verify import main as verify
-
-        return verify(words[1:])
-    options = _parser().parse_args(words)
     try:
-        return int(options.run(options))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    except BakeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        match words:
+            case ["bake", *rest]:
+                return bake(rest, "python -m builder bake")
+            case ["verify", *rest]:
+                return verify(rest, "python -m builder verify")
+            case [command, *_] if command in MADE:
+                return make(words, "python -m builder")
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return STOPPED
+    _parser().parse_args(words)
+    return _sizes()
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Of `sizes`, and of the help that lists all."""
     parser = argparse.ArgumentParser(prog="python -m builder", description="Put weights on disk and prove them whole.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    statuses = "exit status: 0 all is whole, 1 a part failed and the rest can be used, 2 the command is mistaken"
-    bake = commands.add_parser(
-        "bake", help="fetch what serving needs; goes on where an earlier run stopped", epilog=statuses
-    )
-    _add_bake(bake)
+    commands.add_parser("bake", help="fetch what serving needs; goes on where an earlier run stopped")
     commands.add_parser("verify", help="what is there, and whether it is whole; --help for its options")
-    commands.add_parser("sizes", help="what a bake weighs, before anything is fetched").set_defaults(run=_sizes)
-    demo = commands.add_parser("demo", help="lay out the demo model, which follows a handful of instructions")
-    add_models(demo)
-    demo.set_defaults(run=_demo)
-    tiny = commands.add_parser("tiny", help="write the tiny random model in the production layout")
-    add_models(tiny)
-    tiny.set_defaults(run=_tiny)
+    commands.add_parser("sizes", help="what a bake weighs, before anything is fetched")
+    for command, text in MADE.items():
+        commands.add_parser(command, help=text)
     return parser
 
 
-def _add_bake(parser: argparse.ArgumentParser) -> None:
-    add_models(parser)
-    names = ",".join(CHECKPOINT_NAMES)
-    parser.add_argument("--checkpoints", metavar="NAMES", help=f"which of {names} (default all)")
-    parser.add_argument(
-        "--components",
-        metavar="NAMES",
-        help=f"only these of {','.join(COMPONENTS)}, so that each can be an image layer (default all; a checkpoint "
-        "that --checkpoints leaves out is left out here too)",
-    )
-    parser.add_argument(
-        "--revision",
-        action="append",
-        default=[],
-        metavar="KIND=REV",
-        help="pin a repository to a commit, branch or tag: base=REV, checkpoints=REV (default main)",
-    )
-    parser.add_argument("--hash", action="store_true", help="read every byte that is there instead of trusting sizes")
-    parser.set_defaults(run=_bake)
-
-
-def _names(option: str, text: str | None, default: Sequence[str]) -> Sequence[str]:
-    """The names of a list that is left out, or has at least one."""
-    if text is None:
-        return default
-    names = [name for name in (part.strip() for part in text.split(",")) if name]
-    if not names:
-        raise UsageError(f"{option} is {text!r}, expected at least one name, or no {option} at all")
-    return names
-
-
-def _revisions(values: Sequence[str]) -> dict[Kind, str]:
-    revisions: dict[Kind, str] = {}
-    for value in values:
-        match value.partition("="):
-            case ("base" | "checkpoints" as kind, "=", revision) if revision:
-                if kind in revisions:
-                    raise UsageError(f"--revision has {kind} twice, {revisions[kind]!r} and {revision!r}, expected one")
-                revisions[kind] = revision
-            case _:
-                raise UsageError(f"--revision is {value!r}, expected base=REV or checkpoints=REV")
-    return revisions
-
-
-def _bake(options: argparse.Namespace) -> int:
-    from builder.bake import Order, bake
-    from builder.hub import Hub
-
-    models = models_of(options, os.environ)
-    components = _names("--components", options.components, ())
-    parts = select(components, _names("--checkpoints", options.checkpoints, CHECKPOINT_NAMES))
-    if not parts:
-        print(f"nothing to bake: {','.join(components)} is not among the --checkpoints chosen")
-        return DONE
-    order = Order(models, parts, _revisions(options.revision), reread=options.hash)
-    outcome = bake(order, Hub(), lambda line: print(line, file=sys.stderr, flush=True))
-    for sentence in dict.fromkeys(sentence for sentences in outcome.failures.values() for sentence in sentences):
-        print(f"error: {sentence}", file=sys.stderr)
-    whole = [part.name for part in parts if part.name not in outcome.failures]
-    if outcome.failures:
-        print(f"failed: {', '.join(outcome.failures)}; whole: {', '.join(whole) or 'nothing'}", file=sys.stderr)
-        return FAILED
-    commits = ", ".join(f"{repository} at {commit[:12]}" for repository, commit in outcome.commits.items())
-    print(
-        f"{models} has {outcome.files} files, {amount(outcome.bytes)}, of {commits}; fetched {amount(outcome.fetched)}"
-    )
-    return DONE
-
-
-def _sizes(_: argparse.Namespace) -> int:
+def _sizes() -> int:
     from builder.sizes import table
 
     print(table())
-    return DONE
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from builder.demo.files import write
-
-    write(models_of(options, os.environ))
-    return DONE
-
-
-def _tiny(options: argparse.Namespace) -> int:
-    from builder.tiny import write
-
-    write(models_of(options, os.environ))
     return DONE
 
 

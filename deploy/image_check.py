@@ -41,8 +41,11 @@ CONTEXT = (
     "LICENSE",
 )
 
-WEIGHTS = "-m builder "
+WEIGHTS = "-m builder."
 """What is in the command of each step that puts weights into the image."""
+
+CODE = ("qwen_edit/serving/worker.py", "builder/verify/command.py")
+"""Files that change with the code and not with the weights."""
 
 
 Layer = tuple[str, int, str]
@@ -183,16 +186,17 @@ def _show(layers: list[Layer]) -> None:
 
 
 def _check_code_change(context: Path, base: str, before: list[Layer]) -> None:
-    with (context / "qwen_edit" / "worker.py").open("a") as file:
-        file.write("# changed\n")
+    for changed in CODE:
+        with (context / changed).open("a") as file:
+            file.write("# changed\n")
     _build(context, base, CHANGED)
     old = {digest for digest, _, _ in before}
     anew = [layer for layer in _layers(CHANGED) if layer[0] not in old]
     _call(*_buildah("rmi", CHANGED))
-    _say("a comment in qwen_edit/worker.py makes these layers anew")
+    _say(f"a comment in {' and in '.join(CODE)} makes these layers anew")
     _show(anew)
     if any(WEIGHTS in step for _, _, step in anew):
-        sys.exit("image-check: a change of the serving code made a layer with weights anew")
+        sys.exit("image-check: a change of the code made a layer with weights anew")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Edit pictures from a prompt with Qwen-Image-Edit in Nunchaku int4."""
 
+from qwen_edit.contract.request import EditRequest
+from qwen_edit.contract.response import EditResponse
 from qwen_edit.editor import Editor
-from qwen_edit.schema import EditRequest, EditResponse
 
 __all__ = ["EditRequest", "EditResponse", "Editor"]

@@ -12,12 +12,14 @@ from typing import Never
 
 from tqdm import tqdm
 
-from qwen_edit.download import fetch_missing
+from builder.missing import fetch_missing
+from qwen_edit.contract.request import EditRequest
+from qwen_edit.contract.response import EditResponse
+from qwen_edit.edit.prepare import prepare
+from qwen_edit.edit.respond import respond
 from qwen_edit.editor import Editor
 from qwen_edit.errors import EditError, InvalidImage, InvalidRequest, SettingsError
-from qwen_edit.exchange import prepare, respond
-from qwen_edit.images import ignore_pillows_warnings
-from qwen_edit.schema import EditRequest, EditResponse
+from qwen_edit.pictures.read import ignore_pillows_warnings
 from qwen_edit.settings import Settings
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}

@@ -7,29 +7,35 @@ decoded, without waiting for them.
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from qwen_edit.bucket import Bucket
-from qwen_edit.catalog import BASE_FOLDER, RANK, Checkpoint
-from qwen_edit.download import fetch_missing
-from qwen_edit.errors import Cancelled
-from qwen_edit.exchange import Prepared, Rendered, prepare, respond
-from qwen_edit.manifest import Manifest
-from qwen_edit.model_folder import BaseWeights, base_weights, read_manifest, require_checkpoints
-from qwen_edit.payload import Delivery
-from qwen_edit.rendering import render
-from qwen_edit.schema import EditRequest, EditResponse, ModelInfo, StartTimings
-from qwen_edit.selection import Plan, available, supported_steps
+from qwen_edit.contract.request import EditRequest
+from qwen_edit.contract.response import EditResponse, ModelInfo, StartTimings
+from qwen_edit.edit.bucket import Bucket
+from qwen_edit.edit.fitting import Delivery
+from qwen_edit.edit.hooks import OnStep, Step
+from qwen_edit.edit.plan import Plan, supported_steps
+from qwen_edit.edit.prepare import Prepared, prepare
+from qwen_edit.edit.respond import Rendered, respond
+from qwen_edit.errors import Cancelled, ModelUnavailable
+from qwen_edit.loading.imports.collector import collector_paused
+from qwen_edit.model.render import render
 from qwen_edit.settings import Settings
-from qwen_edit.step import OnStep, Step
+from qwen_edit.store.catalog import BASE_FOLDER, RANK, Checkpoint
+from qwen_edit.store.folder import BaseWeights, available, base_weights, is_whole, read_manifest, require_checkpoints
+from qwen_edit.store.manifest import Manifest
 from qwen_edit.weights.disk import Prefetch
 
 if TYPE_CHECKING:
-    from qwen_edit.models.loader import Arriving, Loader
-    from qwen_edit.models.pipeline import EditPipeline
+    from qwen_edit.loading.loader import Arriving, Loader
+    from qwen_edit.model.pipeline import EditPipeline
+
+Fetch = Callable[[Path, Callable[[], bool]], None]
+"""Makes a model directory whole, and asks now and then whether it should stop."""
 
 _WARM_UP_STEPS = 2
 
@@ -59,11 +65,17 @@ class Editor:
         self._lock = Lock()
 
     @classmethod
-    def load(cls, settings: Settings | None = None, cancelled: Callable[[], bool] = never) -> "Editor":
+    def load(
+        cls,
+        settings: Settings | None = None,
+        fetch: Fetch | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> "Editor":
         """Load the pipeline and the preferred checkpoint.
 
         Args:
             settings: from the environment where left out.
+            fetch: brings weights that are missing where the settings allow it, as `builder.missing.fetch_missing` does.
             cancelled: asked between the stages of the load, and before each block of a file is read.
 
         Raises:
@@ -74,10 +86,11 @@ class Editor:
         """
         settings = settings or Settings.from_environ(os.environ)
         if settings.allow_download:
-            fetch_missing(settings.models, cancelled)
+            _fetch(settings.models, fetch, cancelled)
         checkpoint, *others = require_checkpoints(settings.models)
         manifest = read_manifest(settings.models)
-        loader, pipeline, start = _assembled(settings, base_weights(settings.models), checkpoint, cancelled)
+        with collector_paused():
+            loader, pipeline, start = _assembled(settings, base_weights(settings.models), checkpoint, cancelled)
         editor = cls(settings, loader, pipeline, manifest)
         editor.start = start
         editor._warm_cache(others)
@@ -149,7 +162,7 @@ class Editor:
     def _change_to(self, checkpoint: Checkpoint) -> None:
         if checkpoint == self._loader.checkpoint:
             return
-        from qwen_edit.models.device import out_of_memory
+        from qwen_edit.machine.device import out_of_memory
 
         with out_of_memory(f"the {checkpoint.name} checkpoint does not fit the device's memory"):
             self._loader.change(self._pipeline, checkpoint)
@@ -183,6 +196,16 @@ class Editor:
         )
 
 
+def _fetch(models: Path, fetch: Fetch | None, cancelled: Callable[[], bool]) -> None:
+    if fetch is not None:
+        fetch(models, cancelled)
+    elif not is_whole(models):
+        raise ModelUnavailable(
+            "weights are missing in MODEL_CACHE_DIR, and QWEN_EDIT_ALLOW_DOWNLOAD is 1, but this program was given "
+            "nothing that fetches them; fetch them with python -m builder bake"
+        )
+
+
 def _assembled(
     settings: Settings, base: BaseWeights, checkpoint: Checkpoint, cancelled: Callable[[], bool]
 ) -> "tuple[Loader, EditPipeline, StartTimings]":
@@ -193,8 +216,8 @@ def _assembled(
     """
     started = time.perf_counter()
     with Prefetch([*base, settings.models / checkpoint.path]):
-        from qwen_edit.models.device import out_of_memory
-        from qwen_edit.models.loader import Loader
+        from qwen_edit.loading.loader import Loader
+        from qwen_edit.machine.device import out_of_memory
 
         _go_on(cancelled)
         loader = Loader.for_device(settings, base, checkpoint)
@@ -203,7 +226,7 @@ def _assembled(
             loader.begin(base, checkpoint, cancelled) as arriving,
             loader.importing(compiled=settings.compiled),
         ):
-            import qwen_edit.models.assembly  # noqa: F401 - the slowest import, while the above is under way
+            import qwen_edit.loading.assembly  # noqa: F401 - the slowest import, while the above is under way
 
             imported = time.perf_counter()
             _go_on(cancelled)

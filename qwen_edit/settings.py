@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from qwen_edit.catalog import MODELS
 from qwen_edit.errors import SettingsError
+from qwen_edit.store.catalog import MODELS
 
 Device = Literal["auto", "cuda", "cpu"]
 Backend = Literal["auto", "nunchaku", "dense", "dense-fp8"]

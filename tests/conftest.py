@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from builder import tiny
+from builder.made import tiny
 from qwen_edit import Editor
 from qwen_edit.settings import Settings
-
-PHOTOS = Path(__file__).parent / "photos"
+from tests.support.places import PHOTOS
 
 
 @pytest.fixture(scope="session")

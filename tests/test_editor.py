@@ -13,17 +13,17 @@ from diffusers import QwenImageEditPipeline
 from PIL import Image
 
 from qwen_edit import Editor, EditRequest, EditResponse
-from qwen_edit.bucket import Bucket
-from qwen_edit.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL
+from qwen_edit.edit.bucket import Bucket
+from qwen_edit.edit.hooks import Step
+from qwen_edit.edit.plan import Plan
+from qwen_edit.edit.prepare import prepare
 from qwen_edit.errors import Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory
-from qwen_edit.exchange import prepare
-from qwen_edit.manifest import Manifest
-from qwen_edit.rendering import IN_TILES, ONE_AT_A_TIME
-from qwen_edit.selection import Plan
+from qwen_edit.model.render import IN_TILES, ONE_AT_A_TIME
 from qwen_edit.settings import Settings
-from qwen_edit.step import Step
+from qwen_edit.store.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL
+from qwen_edit.store.manifest import Manifest
 from qwen_edit.weights import header
-from tests.object_store import download, object_store
+from tests.support.object_store import download, object_store
 
 Ask = Callable[..., EditRequest]
 

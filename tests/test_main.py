@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from qwen_edit.__main__ import main
+from tests.support.places import PHOTOS
 
-PHOTO = str(Path(__file__).parent / "photos" / "chelsea.png")
+PHOTO = str(PHOTOS / "chelsea.png")
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from qwen_edit.store.shards import shards
 from qwen_edit.weights.file import Arrived, Groups, WeightFile
-from qwen_edit.weights.shards import shards
 from qwen_edit.weights.sinks import Sink, sink_for
 
 READERS = max(4, min(8, os.cpu_count() or 8))

@@ -3,15 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from builder.hub import Hub, Patience
-from tests.builder import sample
-from tests.builder.loopback_hub import LoopbackHub
+from builder.bake.hub import Hub, Patience
+from tests.support import baked
+from tests.support.loopback_hub import LoopbackHub
 
 
 @pytest.fixture
 def remote() -> Iterator[LoopbackHub]:
     """The hub's side."""
-    with LoopbackHub(sample.repositories()) as server:
+    with LoopbackHub(baked.repositories()) as server:
         yield server
 
 
@@ -30,5 +30,5 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def whole(folder: Path) -> Path:
     """A model directory with nothing wrong in it."""
-    sample.write(folder)
+    baked.write(folder)
     return folder

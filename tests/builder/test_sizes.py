@@ -6,10 +6,9 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKL
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
-from builder.architecture import Autoencoder, Language, Vision
-from builder.sizes import header_bytes, sizes, table
-from builder.source import COMPONENTS
-from builder.units import amount, duration, megabytes
+from builder.bake.parts import COMPONENTS
+from builder.bake.units import amount, duration, megabytes
+from builder.sizes import Autoencoder, Language, Vision, header_bytes, sizes, table
 from qwen_edit.svdq.modules import expected_tensors, total_bytes
 
 

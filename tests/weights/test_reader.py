@@ -24,7 +24,7 @@ from qwen_edit.weights.mapping import CAN_MAP, Mapped
 from qwen_edit.weights.placement import ALIGNMENT, Block
 from qwen_edit.weights.reader import WINDOW, Weights
 from qwen_edit.weights.sinks import Direct, Sink
-from tests.reading import read_folder
+from tests.support.reading import read_folder
 
 CPU = torch.device("cpu")
 BLOCK = 1000

@@ -1,0 +1,1 @@
+"""Proves that a model directory is whole."""

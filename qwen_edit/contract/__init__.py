@@ -1,0 +1,1 @@
+"""JSON in, JSON out: the fields, their rules and their errors."""

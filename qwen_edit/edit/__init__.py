@@ -1,0 +1,1 @@
+"""All of an edit that needs no model. No torch."""

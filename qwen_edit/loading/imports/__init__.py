@@ -1,0 +1,1 @@
+"""How the libraries are imported."""

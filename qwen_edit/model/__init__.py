@@ -1,0 +1,1 @@
+"""The network, in the order of a step."""

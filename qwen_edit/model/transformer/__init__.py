@@ -1,0 +1,1 @@
+"""The transformer, in each of its backends."""

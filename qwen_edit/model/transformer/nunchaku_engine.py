@@ -1,0 +1,82 @@
+"""What is used of Nunchaku's engine, in one place, and the check that the installed one still has it.
+
+| used | as |
+|---|---|
+| `nunchaku.models.transformers.transformer_qwenimage` | the module that is imported; its `torch` is replaced |
+| `NunchakuQwenImageTransformer2DModel(**config)` | a subclass of diffusers' model, built on the meta device |
+| `._patch_model(precision="int4", rank=R)` | puts the quantized layers in the place of the stock ones |
+| `.forward(..., txt_seq_lens=[n] * batch)` | which diffusers' pipeline no longer passes |
+| `.pos_embed(img_shapes, txt_seq_lens, device=device)` | what forward calls for the rotary table |
+| `.set_offload(True, num_blocks_on_gpu=1)` | the blocks wait in the host's memory |
+
+Not used: `from_pretrained`, which reads serially and ignores the file's config, and `patch_scale_key`, which completes
+the scales of fp4 files and has nothing to do for an int4 file that is whole.
+"""
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+
+from qwen_edit.errors import ModelUnavailable
+from qwen_edit.machine.engine import HOW_TO_INSTALL, find_engine
+
+MODULE = "nunchaku.models.transformers.transformer_qwenimage"
+MODEL = "NunchakuQwenImageTransformer2DModel"
+
+
+def engine_class() -> type[Any]:
+    """Import the engine and hand out its transformer class, once all of it that is used has been seen.
+
+    From then on the class calls no `torch.cuda.empty_cache`, which release 1.2.1 does at the end of every forward and
+    which makes the host wait for the device.
+
+    Raises:
+        ModelUnavailable: the engine is not there, cannot be imported, or lacks something.
+    """
+    engine = find_engine()
+    if engine.fault:
+        raise ModelUnavailable(f"{engine.fault}; {HOW_TO_INSTALL}")
+    try:
+        module = import_module(MODULE)
+    except (ImportError, OSError) as error:
+        of = f" of {error.name}" if isinstance(error, ImportError) and error.name else ""
+        raise ModelUnavailable(
+            f"nunchaku {engine.version} cannot be imported: {type(error).__name__}{of}; {HOW_TO_INSTALL}"
+        ) from error
+    if missing := list(_missing(module)):
+        raise ModelUnavailable(
+            f"nunchaku {engine.version} has no {', '.join(missing)}, which this worker calls; install release 1.2.1"
+        )
+    module.torch = _Quiet(torch)  # type: ignore[attr-defined]
+    return cast(type[Any], getattr(module, MODEL))
+
+
+def _missing(module: ModuleType) -> Iterator[str]:
+    model = getattr(module, MODEL, None)
+    if not (inspect.isclass(model) and issubclass(model, QwenImageTransformer2DModel)):
+        yield f"{MODEL} that is a QwenImageTransformer2DModel"
+        return
+    for method, argument in (("_patch_model", None), ("set_offload", "offload"), ("forward", "txt_seq_lens")):
+        function = getattr(model, method, None)
+        if function is None:
+            yield f"{MODEL}.{method}"
+        elif argument and argument not in inspect.signature(function).parameters:
+            yield f"{argument} in {MODEL}.{method}"
+
+
+class _Quiet:
+    """A module as it is but for one call: `empty_cache` of it, or of its `cuda`, does nothing."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the module has
+        return _Quiet(self._module.cuda) if name == "cuda" else getattr(self._module, name)
+
+    def empty_cache(self) -> None:
+        """Keep what PyTorch's allocator has."""

@@ -1,0 +1,1 @@
+"""Bytes ⇄ pictures. No torch."""

@@ -1,0 +1,1 @@
+"""The model directory: the interface between builder and server. No torch."""

@@ -1,0 +1,238 @@
+import asyncio
+import base64
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qwen_edit.edit.fitting import Encoded
+from qwen_edit.editor import Editor
+from qwen_edit.serving.worker import Worker
+from qwen_edit.settings import Settings
+from tests.support.object_store import download, object_store
+
+
+def ask(worker: Worker, payload: object) -> dict[str, Any]:
+    return asyncio.run(worker.handle({"id": "job-1", "input": payload}))
+
+
+@pytest.fixture
+def worker(models: Path, tmp_path: Path) -> Iterator[Worker]:
+    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path / "saved"))
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def good(photo_base64: str) -> dict[str, Any]:
+    return {"image": photo_base64, "prompt": "make it snow", "width": 256, "height": 256, "seed": 5}
+
+
+def test_a_job_is_answered_with_the_contracts_response(
+    worker: Worker, good: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply = ask(worker, {**good, "rank": 64, "steps": 4})
+
+    assert json.loads(json.dumps(reply)) == reply
+    assert reply["model_config"]["rank"] == 128
+    assert reply["model_config"]["steps"] == 8
+    assert len(reply["warnings"]) == 2
+    assert "64" in " ".join(reply["warnings"])
+    assert reply["seed"] == 5
+    assert reply["timings"]["cold"] is True
+    assert reply["timings"]["queue"] > 0  # it waited for the load
+
+    (saved,) = (worker.settings.save_dir or Path()).iterdir()
+    assert saved.name == "job-1-5-0.png"
+    assert saved.read_bytes() == base64.b64decode(reply["image"])
+    with Image.open(saved) as picture:
+        assert picture.size == (256, 256)
+
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["loaded", "edited"]
+    assert events[1]["saved"] == [str(saved)]
+    assert "make it snow" not in json.dumps(events)
+    assert max(len(json.dumps(event)) for event in events) < 5000
+
+
+def bomb() -> str:
+    """63 megapixels in 8 kB."""
+    file = io.BytesIO()
+    Image.new("1", (9000, 7000)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+WRONG: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("rank 7", lambda good: {**good, "rank": 7}, "invalid_request: rank is 7"),
+    ("steps 0", lambda good: {**good, "steps": 0}, "invalid_request: steps is 0"),
+    ("steps true", lambda good: {**good, "steps": True}, "invalid_request: steps is "),
+    ("steps as text", lambda good: {**good, "steps": "8"}, "invalid_request: steps is "),
+    ("broken base64", lambda good: {**good, "image": "iVBOR%%%%"}, "invalid_image: "),
+    ("a text file", lambda good: {**good, "image": base64.b64encode(b"Dear Sir,\n" * 9).decode()}, "invalid_image: "),
+    ("a bomb", lambda good: {**good, "image": bomb()}, "image_too_large: "),
+    ("an empty prompt", lambda good: {**good, "prompt": "  "}, "invalid_request: prompt is "),
+    (
+        "an unknown field",
+        lambda good: {**good, "promt": "x"},
+        "invalid_request: 'promt' is not a field, the closest is prompt",
+    ),
+    (
+        "a URL without a bucket",
+        lambda good: {**good, "return": "url"},
+        "invalid_request: return is 'url', but this worker has no bucket",
+    ),
+    ("no image", lambda good: {"prompt": "x"}, "invalid_request: image is "),
+    ("no object", lambda good: ["x"], "invalid_request: input is "),
+    ("nothing", lambda good: None, "invalid_request: input is "),
+]
+
+
+@pytest.mark.parametrize(("build", "sentence"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
+def test_wrong_input_gets_one_sentence_and_no_model_is_loaded_for_it(
+    good: dict[str, Any], tmp_path: Path, build: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    # There are no weights here: an answer about the input shows that nothing waited for them.
+    worker = Worker(Settings(models=tmp_path / "nowhere"))
+
+    reply = ask(worker, build(good))
+
+    assert reply.keys() == {"error"}
+    assert reply["error"].startswith(sentence)
+    assert "\n" not in reply["error"]
+    assert str(tmp_path) not in reply["error"]
+    assert worker._editor is None
+
+
+def test_a_missing_model_directory_is_said_without_its_path(good: dict[str, Any], tmp_path: Path) -> None:
+    worker = Worker(Settings(models=tmp_path / "nowhere"))
+
+    reply = ask(worker, good)
+
+    assert reply["error"].startswith("model_unavailable: ")
+    assert "MODEL_CACHE_DIR" in reply["error"]
+    assert str(tmp_path) not in reply["error"]
+
+
+def test_a_load_that_failed_answers_every_job_with_its_sentence(
+    good: dict[str, Any], tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = next(path for path in models.iterdir() if path.name.startswith("nunchaku"))
+    (tmp_path / checkpoints.name).symlink_to(checkpoints)  # checkpoints, but no base model
+    worker = Worker(Settings(models=tmp_path))
+    worker.load()
+
+    first, second = ask(worker, good), ask(worker, good)
+
+    worker.close()
+    assert first == second
+    assert first["error"].startswith("model_unavailable: the base model has no ")
+    assert '"event": "not loaded"' in capsys.readouterr().out
+
+
+def test_what_nobody_foresaw_is_logged_whole_and_told_in_a_sentence(
+    worker: Worker, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def explode(*_: object) -> Editor:
+        raise ZeroDivisionError("secret /path")
+
+    monkeypatch.setattr(Editor, "load", explode)
+
+    reply = ask(worker, good)
+
+    assert reply == {"error": "internal: the edit failed; the worker's log has the details under job job-1"}
+    failed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert failed["event"] == "failed"
+    assert "ZeroDivisionError: secret /path" in failed["traceback"]
+
+
+def test_a_cancelled_job_leaves_the_gpu_thread_and_the_next_one_is_answered(
+    worker: Worker, good: dict[str, Any]
+) -> None:
+    async def cancel_one_then_ask() -> dict[str, Any]:
+        await asyncio.wrap_future(worker.load())
+        first = asyncio.ensure_future(worker.handle({"id": "first", "input": {**good, "steps": 50}}))
+        await asyncio.sleep(1)  # of the fifteen and more that fifty guided steps take
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await worker.handle({"id": "second", "input": good})
+
+    reply = asyncio.run(cancel_one_then_ask())
+
+    assert "image" in reply
+    assert [path.name for path in (worker.settings.save_dir or Path()).iterdir()] == ["second-5-0.png"]
+
+
+def test_a_reply_that_does_not_fit_changes_as_the_request_allows_or_is_refused(
+    models: Path, tmp_path: Path, good: dict[str, Any]
+) -> None:
+    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path, max_payload_mb=1))
+    large = {**good, "width": 512, "height": 512}
+
+    refused = ask(worker, large)
+    reply = ask(worker, {**large, "output_format": "auto"})
+
+    worker.close()
+    assert refused["error"].startswith("output_too_large: the reply has ")
+    assert "expected at most 1,000,000: ask for output_format 'auto'" in refused["error"]
+    assert len(json.dumps({"output": reply}, ensure_ascii=False).encode()) <= 1_000_000
+    assert reply["format"] == "webp"
+    assert reply["warnings"][0].startswith("the result is a WebP of quality 95, because as PNG it did not fit")
+    (saved,) = tmp_path.iterdir()
+    assert saved.name == "job-1-5-0.webp"
+    assert saved.read_bytes() == base64.b64decode(reply["image"])
+
+
+def test_a_url_leads_to_the_file_that_is_also_saved(models: Path, tmp_path: Path, good: dict[str, Any]) -> None:
+    with object_store() as store:
+        worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path, bucket=store.settings))
+
+        reply = ask(worker, {**good, "return": "url"})
+
+        worker.close()
+        assert json.loads(json.dumps(reply)) == reply
+        assert reply.keys() & {"image", "images", "url", "urls"} == {"url", "urls"}
+        assert reply["urls"] == [reply["url"]]
+        assert "/qwen-edit/job-1-" in reply["url"]
+        assert download(reply["url"]) == ((tmp_path / "job-1-5-0.png").read_bytes(), "image/png")
+
+
+def test_an_edit_that_cannot_be_saved_is_answered_all_the_same(
+    models: Path, good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path / "file" / "below"))
+
+    reply = ask(worker, good)
+
+    worker.close()
+    assert "image" in reply
+    assert '"event": "not saved"' in capsys.readouterr().out
+
+
+def test_a_job_id_cannot_choose_the_folder(worker: Worker) -> None:
+    (path,) = worker._save("../../etc/passwd", 5, Encoded("png", (b"picture",)))
+
+    assert Path(path).parent == worker.settings.save_dir
+
+
+def test_a_worker_of_a_program_is_quiet_about_what_pillow_finds_odd_and_about_nothing_else() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Worker.from_environ()
+        for module in ("PIL.TiffImagePlugin", "numpy"):
+            warnings.warn_explicit(f"odd in {module}", UserWarning, "file.py", 1, module)
+
+    assert [str(one.message) for one in seen] == ["odd in numpy"]
+
+
+def test_importing_the_handler_loads_nothing() -> None:
+    import handler
+
+    assert handler.worker._editor is None
+    assert asyncio.iscoroutinefunction(handler.handler)

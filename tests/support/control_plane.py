@@ -1,0 +1,229 @@
+"""RunPod's control plane on loopback: job-take, job-take-batch, job-done, job-stop and ping, for any number of workers.
+
+Times are seconds of `time.monotonic`, which every process of a machine shares.
+"""
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+from tests.support.loopback import Handler, Loopback
+
+API_KEY = "loopback-key"
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Take:
+    """A job handed to a worker."""
+
+    job: str
+    worker: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Post:
+    """What a worker posted about a job, and the status that it was answered with."""
+
+    job: str
+    worker: str
+    at: float
+    status: int
+    size: int
+    document: dict[str, Any]
+
+    @property
+    def is_update(self) -> bool:
+        """Updates and results come to one address; this word is all that tells them apart."""
+        return self.document.get("status") == "IN_PROGRESS"
+
+
+@dataclass(frozen=True)
+class Ping:
+    """A heartbeat: its query, and when it came."""
+
+    query: Mapping[str, list[str]]
+    at: float
+
+
+@dataclass
+class ControlPlane(Loopback):
+    """One queue and its workers.
+
+    Args:
+        limit: bytes of a post; a longer one gets 400 and is forgotten, as the platform does.
+        hold: seconds that job-take and job-stop wait for news.
+        slow_updates: seconds before an update is read, in which its connection may be lost.
+    """
+
+    limit: int | None = None
+    hold: float = 1.0
+    slow_updates: float = 0.0
+    submitted: dict[str, float] = field(default_factory=dict)
+    takes: list[Take] = field(default_factory=list)
+    posts: list[Post] = field(default_factory=list)
+    pings: list[Ping] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__(_handler(self))
+        self._queue: deque[dict[str, Any]] = deque()
+        self._stops: dict[str, list[str]] = {}
+        self._outages = 0
+        self._news = threading.Condition()
+
+    def environ(self, worker: str) -> dict[str, str]:
+        """What the platform sets for a worker of that name. Its URLs have a query, and the SDK counts on that."""
+        root = f"http://127.0.0.1:{self.port}/v2/endpoint"
+        return {
+            "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID?gpu=none",
+            "RUNPOD_WEBHOOK_POST_OUTPUT": f"{root}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
+            "RUNPOD_WEBHOOK_PING": f"{root}/ping/$RUNPOD_POD_ID?gpu=none",
+            "RUNPOD_PING_INTERVAL": "1000",
+            "RUNPOD_AI_API_KEY": API_KEY,
+            "RUNPOD_ENDPOINT_ID": "endpoint",
+            "RUNPOD_POD_ID": worker,
+            # A machine for tests has no GPU, no way to 8.8.8.8:53, and any share of its disk free.
+            "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+            "RUNPOD_SKIP_GPU_CHECK": "true",
+        }
+
+    def submit(self, job: str, payload: object) -> str:
+        """Queue a job under an id of the caller's choice."""
+        with self._news:
+            self.submitted[job] = time.monotonic()
+            self._queue.append({"id": job, "input": payload})
+            self._news.notify_all()
+        return job
+
+    def cancel(self, job: str) -> None:
+        """What a caller's cancel, or the platform's time-out, does: out of the queue, or word to the worker."""
+        with self._news:
+            self._queue = deque(queued for queued in self._queue if queued["id"] != job)
+            for take in self.takes:
+                if take.job == job:
+                    self._stops.setdefault(take.worker, []).append(job)
+            self._news.notify_all()
+
+    def fail_results(self, times: int) -> None:
+        """Answer the next posts with 500."""
+        with self._news:
+            self._outages = times
+
+    def taken(self, job: str, timeout: float = 60.0) -> Take:
+        """Wait until a worker has the job."""
+        return self._wait(lambda: (take for take in self.takes if take.job == job), f"take {job}", timeout)
+
+    def result(self, job: str, timeout: float = 60.0) -> dict[str, Any]:
+        """Wait for the job's end: `{"output": …}` or `{"error": …}` as it was posted."""
+        return self._wait(lambda: iter(self.results(job)), f"finish {job}", timeout).document
+
+    def update(self, job: str, timeout: float = 60.0) -> dict[str, Any]:
+        """Wait for the job's first update."""
+        return self._wait(lambda: iter(self.updates(job)), f"report {job}", timeout).document
+
+    def pinged(self, since: float = 0.0, timeout: float = 60.0) -> Ping:
+        """Wait for a heartbeat after a moment."""
+        return self._wait(lambda: (ping for ping in self.pings if ping.at > since), "ping", timeout)
+
+    def results(self, job: str) -> list[Post]:
+        """Every end of the job that the platform accepted: one, or something is wrong."""
+        return [post for post in self.posts if post.job == job and post.status == 200 and not post.is_update]
+
+    def updates(self, job: str) -> list[Post]:
+        """The job's updates, in the order of their arrival."""
+        return [post for post in self.posts if post.job == job and post.is_update]
+
+    def refused(self, job: str) -> list[Post]:
+        """What was posted about the job and lost."""
+        return [post for post in self.posts if post.job == job and post.status != 200]
+
+    def answer_get(self, url: str) -> object:
+        """The JSON of an answer; None for 204."""
+        parts = urlsplit(url)
+        query = parse_qs(parts.query)
+        verb, worker = parts.path.split("/")[3:5]
+        match verb:
+            case "job-take":
+                return next(iter(self._take(worker, 1)), None)
+            case "job-take-batch":
+                return self._take(worker, int(query["batch_size"][0])) or None
+            case "job-stop":
+                return self._stop(worker)
+            case "ping":
+                self._pinged(Ping(query, time.monotonic()))
+                return {}
+        raise ValueError(url)
+
+    def answer_post(self, url: str, body: bytes) -> int:
+        """The status of an answer."""
+        worker, job = urlsplit(url).path.split("/")[4:6]
+        document = json.loads(body, parse_constant=_refuse)
+        with self._news:
+            self._outages -= (outage := self._outages > 0)
+            too_long = self.limit is not None and len(body) > self.limit
+            status = 500 if outage else 400 if too_long else 200
+            self.posts.append(Post(job, worker, time.monotonic(), status, len(body), document))
+            self._news.notify_all()
+        return status
+
+    def _take(self, worker: str, most: int) -> list[dict[str, Any]]:
+        with self._news:
+            self._news.wait_for(lambda: self._queue, self.hold)
+            jobs = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+            self.takes += [Take(job["id"], worker, time.monotonic()) for job in jobs]
+            self._news.notify_all()
+        return jobs
+
+    def _stop(self, worker: str) -> dict[str, list[str]] | None:
+        with self._news:
+            self._news.wait_for(lambda: self._stops.get(worker), self.hold)
+            jobs = self._stops.pop(worker, [])
+        return {"jobsToStop": jobs} if jobs else None
+
+    def _pinged(self, ping: Ping) -> None:
+        with self._news:
+            self.pings.append(ping)
+            self._news.notify_all()
+
+    def _wait(self, look: Callable[[], Iterator[Found]], what: str, timeout: float) -> Found:
+        """The first of what is looked for, as soon as there is one."""
+        with self._news:
+            self._news.wait_for(lambda: any(True for _ in look()), timeout)
+            for found in look():
+                return found
+        raise TimeoutError(f"no worker came to {what} within {timeout} seconds")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _handler(plane: ControlPlane) -> type[Handler]:
+    class PlaneHandler(Handler):
+        def answer(self) -> None:
+            self._post() if self.command == "POST" else self._get()
+
+        def _get(self) -> None:
+            plane.keys.add(self.headers["Authorization"])
+            document = plane.answer_get(self.path)
+            self._send(204 if document is None else 200, b"" if document is None else json.dumps(document).encode())
+
+        def _post(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if plane.slow_updates and b'"IN_PROGRESS"' in body:
+                time.sleep(plane.slow_updates)
+            self._send(plane.answer_post(self.path, body), b"{}")
+
+        def _send(self, status: int, body: bytes) -> None:
+            self.send_head(status, {"Content-Type": "application/json"}, len(body))
+            self.wfile.write(body)
+
+    return PlaneHandler
