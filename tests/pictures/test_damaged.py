@@ -140,7 +140,10 @@ def test_where_warnings_are_errors_a_picture_that_pillow_warns_about_is_refused(
 
 
 def test_a_program_that_asks_for_it_prints_nothing() -> None:
-    code = "import sys; from qwen_edit.pictures import read; read.ignore_pillows_warnings(); read.read(sys.stdin.buffer.read())"
+    code = (
+        "import sys; from qwen_edit.pictures.read import ignore_pillows_warnings, read\n"
+        "ignore_pillows_warnings(); read(sys.stdin.buffer.read())"
+    )
     for data in (tiff_that_pillow_warns_about(), png(9, 9, (b"IDAT", zlib.compress(b"\0" * 300)))):
         done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
         assert (done.stdout, done.stderr) == (b"", b"")
