@@ -27,18 +27,18 @@ fuzz: $(INSTALLED)
 
 # Every benchmark that a CPU can run: more than an hour on two cores. `bench.gpu` wants a GPU.
 bench: $(INSTALLED)
-	@$(PYTHON) -m bench.memory_plan
-	@$(PYTHON) -m bench.activations
-	@$(PYTHON) -m bench.fp8
-	@$(PYTHON) -m bench.vision --clock work
+	@$(PYTHON) -m bench.gpu.memory
+	@$(PYTHON) -m bench.gpu.activations
+	@$(PYTHON) -m bench.gpu.fp8
+	@$(PYTHON) -m bench.gpu.vision --clock work
 	@$(PYTHON) -m bench.demo
 	@$(PYTHON) -m bench.bake
-	@$(PYTHON) -m bench.imports
-	@$(PYTHON) -m bench.cold_start
-	@$(PYTHON) -m bench.reading
-	@$(PYTHON) -m bench.worker_loop idle
-	@$(PYTHON) -m bench.worker_loop queue
-	@$(PYTHON) -m bench.worker_loop soak
+	@$(PYTHON) -m bench.start.imports
+	@$(PYTHON) -m bench.start.cold_start
+	@$(PYTHON) -m bench.start.reading
+	@$(PYTHON) -m bench.loop idle
+	@$(PYTHON) -m bench.loop queue
+	@$(PYTHON) -m bench.loop soak
 
 $(INSTALLED): pyproject.toml
 	@test -x $(PYTHON) || python3 -m venv $(VENV)

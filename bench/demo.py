@@ -52,7 +52,7 @@ def main() -> None:
             strip(editor).save(options.strip, optimize=True)
             return
         if options.unquantized:
-            editor._pipeline.transformer = unquantized(options.unquantized)
+            editor.pipeline.transformer = unquantized(options.unquantized)
         size = (None, None) if options.megapixel else PART
         if options.original:
             print_table(editor, "original, 20 steps, guidance 4", 20, size)
@@ -87,7 +87,7 @@ def edit(editor: Editor, photo: Image.Image, prompt: str, steps: int, size: Size
 
 def print_vae(editor: Editor) -> None:
     """PSNR of photos that only go through the VAE."""
-    vae = editor._pipeline.vae
+    vae = editor.pipeline.vae
     for name, photo in held_out():
         original = pixels(reference(photo))
         with torch.inference_mode():

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from builder.missing import fetch_missing
 from qwen_edit.contract.request import EditRequest
 from qwen_edit.contract.response import EditResponse
+from qwen_edit.edit.hooks import Hooks
 from qwen_edit.edit.prepare import prepare
 from qwen_edit.edit.respond import respond
 from qwen_edit.editor import Editor
@@ -67,7 +68,7 @@ def _edit(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     editor = Editor.load(settings)
     with tqdm(total=prepared.plan.steps, unit="step", desc=prepared.plan.checkpoint.name) as bar:
-        rendered = editor.render(prepared, lambda step: _advance(bar, step.number))
+        rendered = editor.render(prepared, Hooks(lambda step: _advance(bar, step.number)))
     reply = respond(prepared, rendered)
     response = reply.response
     _write(arguments.output, reply.encoded.files[0])

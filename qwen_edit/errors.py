@@ -18,6 +18,12 @@ class EditError(Exception):
     def __str__(self) -> str:
         return f"{self.code}: {self.sentence}"
 
+    @property
+    def cause(self) -> str | None:
+        """What a library said that led to it: for the log alone, and not at any length."""
+        cause = self.__cause__
+        return f"{type(cause).__name__}: {cause}"[:200] if cause else None
+
 
 class InvalidRequest(EditError):
     """A field is missing, unknown, of the wrong type or out of range."""

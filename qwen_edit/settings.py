@@ -27,7 +27,7 @@ class BucketSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """How this process serves. The README's table says what each variable means.
+    """How this process serves. `docs/operations.md` says what each variable means.
 
     `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable.
     """
@@ -37,6 +37,7 @@ class Settings:
     backend: Backend = "auto"
     offload: Offload = "auto"
     compiled: bool = False
+    lean_imports: bool = True
     allow_download: bool = False
     allow_urls: bool = False
     concurrency: int = 2
@@ -128,6 +129,7 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "QWEN_EDIT_BACKEND": ("backend", lambda name, text: _choice(name, text, get_args(Backend))),
     "QWEN_EDIT_OFFLOAD": ("offload", lambda name, text: _choice(name, text, get_args(Offload))),
     "QWEN_EDIT_COMPILE": ("compiled", _switch),
+    "QWEN_EDIT_LEAN_IMPORTS": ("lean_imports", _switch),
     "QWEN_EDIT_ALLOW_DOWNLOAD": ("allow_download", _switch),
     "QWEN_EDIT_ALLOW_URLS": ("allow_urls", _switch),
     "QWEN_EDIT_CONCURRENCY": ("concurrency", lambda name, text: _integer(name, text, 1, 64)),

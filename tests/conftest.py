@@ -1,7 +1,9 @@
 import base64
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from PIL import Image
 
@@ -9,6 +11,13 @@ from builder.made import tiny
 from qwen_edit import Editor
 from qwen_edit.settings import Settings
 from tests.support.places import PHOTOS
+from tests.support.restored import restored
+
+# A busy machine takes its time over an example, and that is no fault of the code.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +29,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def editor(models: Path) -> Editor:
-    """One editor for all tests, as one process has."""
+def shared_editor(models: Path) -> Editor:
+    """One editor for all tests, as one process has. A test asks for `editor`, a longer fixture for this one."""
     return Editor.load(Settings(models=models, device="cpu"))
+
+
+@pytest.fixture
+def editor(shared_editor: Editor) -> Iterator[Editor]:
+    """On the lightning checkpoint. A test may exchange its parts and attach hooks: they are put back."""
+    with restored(shared_editor):
+        yield shared_editor
 
 
 @pytest.fixture(scope="session")

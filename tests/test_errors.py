@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 
@@ -31,9 +32,9 @@ def test_an_error_reads_as_code_and_sentence(kind: type[EditError]) -> None:
 
 
 @pytest.mark.parametrize("travel", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_an_error_survives_a_copy(travel: object) -> None:
+def test_an_error_survives_a_copy(travel: Callable[[errors.InvalidImage], errors.InvalidImage]) -> None:
     error = errors.InvalidImage("image is empty")
-    travelled = travel(error)  # type: ignore[operator]
+    travelled = travel(error)
     assert (type(travelled), str(travelled)) == (errors.InvalidImage, "invalid_image: image is empty")
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ def test_an_empty_environment_has_the_defaults() -> None:
         backend="auto",
         offload="auto",
         compiled=False,
+        lean_imports=True,
         allow_download=False,
         allow_urls=False,
         concurrency=2,
@@ -38,6 +40,8 @@ GOOD = [
     ("QWEN_EDIT_OFFLOAD", "blocks", "offload", "blocks"),
     ("QWEN_EDIT_OFFLOAD", "model", "offload", "model"),
     ("QWEN_EDIT_COMPILE", "1", "compiled", True),
+    ("QWEN_EDIT_LEAN_IMPORTS", "0", "lean_imports", False),
+    ("QWEN_EDIT_LEAN_IMPORTS", "1", "lean_imports", True),
     ("QWEN_EDIT_ALLOW_DOWNLOAD", "1", "allow_download", True),
     ("QWEN_EDIT_ALLOW_DOWNLOAD", "0", "allow_download", False),
     ("QWEN_EDIT_ALLOW_URLS", "1", "allow_urls", True),
@@ -52,9 +56,9 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("name", "text", "field", "value"), GOOD)
-def test_a_variable_sets_its_field_alone(name: str, text: str, field: str, value: object) -> None:
+def test_a_variable_sets_its_field_alone(name: str, text: str, field: str, value: Any) -> None:
     settings = Settings.from_environ({name: text})
-    assert settings == Settings(**{field: value})  # type: ignore[arg-type]
+    assert settings == Settings(**{field: value})
 
 
 def test_every_field_has_a_variable_here() -> None:
@@ -77,6 +81,7 @@ BAD = {
     "QWEN_EDIT_BACKEND": ["int4", "auto,dense", "fp8"],
     "QWEN_EDIT_OFFLOAD": ["yes", "1", "sequential"],
     "QWEN_EDIT_COMPILE": ["on", "max-autotune"],
+    "QWEN_EDIT_LEAN_IMPORTS": ["off", "yes"],
     "QWEN_EDIT_ALLOW_DOWNLOAD": ["true", "yes", "2", "01"],
     "QWEN_EDIT_ALLOW_URLS": ["on", "-1"],
     "QWEN_EDIT_CONCURRENCY": ["0", "65", "-1", "2.0", "two", "١", "²", "1_0", "9" * 5000],

@@ -15,7 +15,7 @@ from pathlib import Path
 from builder.bake.errors import UsageError
 from builder.bake.models_option import models_of
 from training.photos import load
-from training.train import Plan, train
+from training.train import Effort, train
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         models = models_of(options, os.environ)
     except UsageError as error:
         parser.error(str(error))
-    train(models, options.work, load(), Plan(), lambda line: print(line, flush=True))
+    train(models, options.work, load(), Effort(), lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

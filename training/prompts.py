@@ -1,17 +1,17 @@
-"""Prompts as the transformer sees them, by the stock pipeline and the parts that serve, thinned for training."""
+"""Prompts as the transformer sees them, by the parts that serve, thinned for training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qwen_edit.model.prompt import EditProcessor
+from qwen_edit.model.prompt import DROPPED, PromptEncoder
 from qwen_edit.model.text_encoder import load_text_encoder
 from qwen_edit.store.shards import shards
 
@@ -35,36 +35,22 @@ class Prompt:
     counts: Tensor
 
 
-def template() -> str:
-    """What the pipeline puts around a prompt, with `{}` for it."""
-    text: str = _pipeline().prompt_template_encode
-    return text
-
-
-def open_pipeline(base: Path) -> QwenImageEditPipeline:
-    """The part of the pipeline that encodes prompts, in float32, from the folder of the base model."""
+def open_encoder(base: Path) -> PromptEncoder:
+    """The text encoder with its tokenizer, in float32, from the folder of the base model."""
     folder = base / "text_encoder"
     stored = {name: tensor for path in shards(folder) for name, tensor in load_file(path).items()}
     tensors = {name: tensor.float() for name, tensor in stored.items() if not name.startswith("lm_head.")}
     tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
-    return _pipeline(
-        text_encoder=load_text_encoder(folder, tensors),
-        tokenizer=tokenizer,
-        processor=EditProcessor.load(tokenizer, base / "processor"),
-    )
-
-
-def _pipeline(**parts: object) -> QwenImageEditPipeline:
-    names = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transformer")
-    return QwenImageEditPipeline(**(dict.fromkeys(names) | parts))
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(base / "processor")
+    return PromptEncoder(tokenizer, image_processor, load_text_encoder(folder, tensors))
 
 
 @torch.inference_mode()
-def embed(pipeline: QwenImageEditPipeline, text: str, picture: Image.Image) -> Prompt:
+def embed(encoder: PromptEncoder, text: str, picture: Image.Image) -> Prompt:
     """The embeddings of a prompt beside a picture, which may be small: its tokens look alike, and are counted anew."""
-    ids = pipeline.processor([pipeline.prompt_template_encode.format(text)], picture)["input_ids"][0]
-    shown = ids[pipeline.prompt_template_encode_start_idx :] == pipeline.processor.image_token_id
-    embeddings, _ = pipeline.encode_prompt(prompt=text, image=picture)
+    ids = encoder.inputs(text, picture).input_ids[0]
+    shown = ids[DROPPED:] == encoder.text_encoder.config.image_token_id
+    embeddings = encoder.states(text, picture)
     at = shown.nonzero()[:, 0]
     kept = at[torch.linspace(0, len(at) - 1, SAMPLES).long()]
     rows = torch.cat([torch.arange(at[0]), kept, torch.arange(at[-1] + 1, len(shown))])

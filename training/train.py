@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from builder.made import layout
+from qwen_edit.model.prompt import HEAD, TAIL
 from qwen_edit.store import catalog
 from qwen_edit.store.catalog import BASE_FOLDER, RANK
 from qwen_edit.svdq.quantize import write_checkpoint
@@ -22,7 +23,7 @@ from training.latents import SIDE, Bank, encode_bank
 from training.objectives import LIGHTNING, ORIGINAL, Objective
 from training.packing import pack
 from training.photos import Sampler
-from training.prompts import Prompt, embed, open_pipeline, template
+from training.prompts import Prompt, embed, open_encoder
 
 Log = Callable[[str], None]
 
@@ -34,7 +35,7 @@ LIGHTNING_BRANCH, ORIGINAL_BRANCH = 32, 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class Effort:
     """How long to train: steps and batch sizes."""
 
     vae_steps: int = 1400
@@ -52,7 +53,7 @@ class _Prompts:
     empty: Prompt
 
 
-def train(models: Path, work: Path, photos: list[Tensor], plan: Plan, log: Log) -> None:
+def train(models: Path, work: Path, photos: list[Tensor], effort: Effort, log: Log) -> None:
     """Write the demo model below `models`.
 
     Args:
@@ -61,20 +62,20 @@ def train(models: Path, work: Path, photos: list[Tensor], plan: Plan, log: Log) 
     """
     work.mkdir(parents=True, exist_ok=True)
     base = models / BASE_FOLDER
-    vae = _vae(work / "vae.pt", Sampler(photos, seed=0), plan, log)
+    vae = _vae(work / "vae.pt", Sampler(photos, seed=0), effort, log)
     layout.write_configurations(base, flow.CONFIG)
     write_text_encoder(base)
     layout.write_vae(base / "vae", vae.config, vae)
-    prompts = _prompts(models, plan.sentences)
-    bank = _bank(work / "latents.pt", vae, Sampler(photos, seed=1), plan, log)
+    prompts = _prompts(models, effort.sentences)
+    bank = _bank(work / "latents.pt", vae, Sampler(photos, seed=1), effort, log)
     model = flow.build()
     stages = (
-        (catalog.LIGHTNING, LIGHTNING, plan.lightning_steps, 1, LIGHTNING_BRANCH),
-        (catalog.ORIGINAL, ORIGINAL, plan.original_steps, 2, ORIGINAL_BRANCH),
+        (catalog.LIGHTNING, LIGHTNING, effort.lightning_steps, 1, LIGHTNING_BRANCH),
+        (catalog.ORIGINAL, ORIGINAL, effort.original_steps, 2, ORIGINAL_BRANCH),
     )
     for checkpoint, objective, steps, rounds, rank in stages:
         for number in range(rounds):
-            run = Run(work / f"{checkpoint.name}-{number}.pt", steps, number * steps, plan.batch, log)
+            run = Run(work / f"{checkpoint.name}-{number}.pt", steps, number * steps, effort.batch, log)
             with flow.as_stored(model):
                 _fit(model, objective, bank, prompts, run)
         path = models / checkpoint.path
@@ -84,13 +85,13 @@ def train(models: Path, work: Path, photos: list[Tensor], plan: Plan, log: Log) 
 
 def write_text_encoder(base: Path) -> None:
     """The tokenizer and the frozen text encoder."""
-    merges = text.merges(template())
+    merges = text.merges(f"{HEAD}{{}}{TAIL}")
     layout.write_tokenizer(base, merges)
     config = layout.text_encoder_config(text.WIDTH, merges)
     layout.write_text_encoder(base / "text_encoder", config, text.encoder(config, seed=1))
 
 
-def _vae(path: Path, sampler: Sampler, plan: Plan, log: Log) -> AutoencoderKLQwenImage:
+def _vae(path: Path, sampler: Sampler, effort: Effort, log: Log) -> AutoencoderKLQwenImage:
     if not path.exists():
         errors: list[float] = []
 
@@ -100,7 +101,7 @@ def _vae(path: Path, sampler: Sampler, plan: Plan, log: Log) -> AutoencoderKLQwe
                 log(f"vae {step + 1} {_psnr(sum(errors[-25:]) / 25):.2f} dB")
 
         torch.manual_seed(0)
-        trained = autoencoder.train(sampler, plan.vae_steps, plan.vae_batch, report)
+        trained = autoencoder.train(sampler, effort.vae_steps, effort.vae_batch, report)
         torch.save({"weights": trained.state_dict(), "config": dict(trained.config)}, path)
     saved = torch.load(path)
     vae = AutoencoderKLQwenImage.from_config(saved["config"])
@@ -108,10 +109,10 @@ def _vae(path: Path, sampler: Sampler, plan: Plan, log: Log) -> AutoencoderKLQwe
     return vae
 
 
-def _bank(path: Path, vae: AutoencoderKLQwenImage, sampler: Sampler, plan: Plan, log: Log) -> Bank:
+def _bank(path: Path, vae: AutoencoderKLQwenImage, sampler: Sampler, effort: Effort, log: Log) -> Bank:
     if not path.exists():
         log("encoding the training pictures")
-        torch.save(vars(encode_bank(vae, sampler, plan.pictures)), path)
+        torch.save(vars(encode_bank(vae, sampler, effort.pictures)), path)
     return Bank(**torch.load(path))
 
 
@@ -121,11 +122,11 @@ def _psnr(error: float) -> float:
 
 def _prompts(models: Path, most: int) -> _Prompts:
     """Every sentence beside a small grey picture."""
-    pipeline = open_pipeline(models / BASE_FOLDER)
+    encoder = open_encoder(models / BASE_FOLDER)
     picture = Image.new("RGB", (112, 112), "grey")
-    by_edit = {name: [embed(pipeline, one, picture) for one in sentences(edit)[:most]] for name, edit in EDITS.items()}
-    by_edit["keep"] += [embed(pipeline, one, picture) for one in OTHERS]
-    return _Prompts(by_edit, embed(pipeline, " ", picture))
+    by_edit = {name: [embed(encoder, one, picture) for one in sentences(edit)[:most]] for name, edit in EDITS.items()}
+    by_edit["keep"] += [embed(encoder, one, picture) for one in OTHERS]
+    return _Prompts(by_edit, embed(encoder, " ", picture))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
-    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -85,29 +84,29 @@ class EditRequest(BaseModel):
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_PROMPT), AfterValidator(_without_nul)
     ] = Field(description=f"1 to {MAX_PROMPT:,} characters after trimming, {_PLAIN_TEXT}")
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_without_nul)] = Field(
-        " ", description=f"at most {MAX_PROMPT:,} characters, {_PLAIN_TEXT}"
+        default=" ", description=f"at most {MAX_PROMPT:,} characters, {_PLAIN_TEXT}"
     )
     rank: Annotated[int, AfterValidator(_known_rank)] = Field(
-        RANK, description=f"the integer {RANK} ({' and '.join(map(str, OLD_RANKS))} run as {RANK})"
+        default=RANK, description=f"the integer {RANK} ({' and '.join(map(str, OLD_RANKS))} run as {RANK})"
     )
     steps: Annotated[int, AfterValidator(_known_steps)] | None = Field(
-        None,
+        default=None,
         validation_alias=AliasChoices("steps", "num_inference_steps"),
         description=f"an integer out of {_STEPS_TEXT}",
     )
-    true_cfg_scale: float | None = Field(None, ge=1, le=20, description="a number from 1 to 20")
+    true_cfg_scale: float | None = Field(default=None, ge=1, le=20, description="a number from 1 to 20")
     seed: Annotated[int | None, AfterValidator(_random_as_none)] = Field(
-        None, ge=-1, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}, or -1 for any"
+        default=None, ge=-1, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}, or -1 for any"
     )
-    width: Side | None = Field(None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
-    height: Side | None = Field(None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
-    num_images: int = Field(1, ge=1, le=4, description="an integer from 1 to 4")
-    output_format: AskedFormat = Field("png", description="'png', 'jpeg', 'webp' or 'auto'")
-    output_quality: int = Field(95, ge=1, le=100, description="an integer from 1 to 100")
+    width: Side | None = Field(default=None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
+    height: Side | None = Field(default=None, description=f"an integer from {MIN_SIDE} to {MAX_SIDE}")
+    num_images: int = Field(default=1, ge=1, le=4, description="an integer from 1 to 4")
+    output_format: AskedFormat = Field(default="png", description="'png', 'jpeg', 'webp' or 'auto'")
+    output_quality: int = Field(default=95, ge=1, le=100, description="an integer from 1 to 100")
     return_as: Literal["base64", "url"] = Field(
-        "base64", validation_alias=AliasChoices("return", "return_as"), description="'base64' or 'url'"
+        default="base64", validation_alias=AliasChoices("return", "return_as"), description="'base64' or 'url'"
     )
-    preview: bool = Field(False, description="true or false")
+    preview: bool = Field(default=False, description="true or false")
 
     # Type checkers keep the constructor that they derive from the fields.
     if not TYPE_CHECKING:
@@ -120,6 +119,9 @@ class EditRequest(BaseModel):
                 complaints = map(_complaint, error.errors(include_url=False, include_context=False))
                 # Without the cause: pydantic's own message is not one sentence.
                 raise InvalidRequest("; ".join(complaints)) from None
+            if (self.width is None) != (self.height is None):
+                alone, other = ("width", "height") if self.height is None else ("height", "width")
+                raise InvalidRequest(f"{alone} is {getattr(self, alone)} without {other}, expected both or neither")
 
     @classmethod
     def parse(cls, payload: object) -> Self:
@@ -130,13 +132,6 @@ class EditRequest(BaseModel):
             if not isinstance(name, str):
                 raise InvalidRequest(f"input has the field name {_shown(name)}, expected a string")
         return cls(**payload)
-
-    @model_validator(mode="after")
-    def _both_sides_or_neither(self) -> Self:
-        if (self.width is None) != (self.height is None):
-            alone, other = ("width", "height") if self.height is None else ("height", "width")
-            raise InvalidRequest(f"{alone} is {getattr(self, alone)} without {other}, expected both or neither")
-        return self
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

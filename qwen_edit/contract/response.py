@@ -1,8 +1,8 @@
 """The JSON contract: what is answered."""
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 """Of a file."""
@@ -24,6 +24,11 @@ class StartTimings(BaseModel):
     assemble: float
     warm_up: float = 0.0
     total: float
+
+    def warmed_up(self, seconds: float) -> Self:
+        """The same start with its warm-up."""
+        warm_up = round(seconds * 1000, 1)
+        return self.model_copy(update={"warm_up": warm_up, "total": round(self.total + warm_up, 1)})
 
 
 class Timings(BaseModel):
@@ -53,6 +58,7 @@ class ModelInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    worker_version: str
     base_model: str | None
     checkpoint: str
     repository: str | None
@@ -93,14 +99,16 @@ class EditResponse(BaseModel):
     timings: Timings
     warnings: list[str]
 
-    @model_validator(mode="after")
-    def _pictures_or_urls(self) -> Self:
-        if [self.image is None, self.images is None, self.url is None, self.urls is None] not in (
-            [False, False, True, True],
-            [True, True, False, False],
-        ):
-            raise ValueError("expected image and images, or url and urls")
-        return self
+    # Type checkers keep the constructor that they derive from the fields.
+    if not TYPE_CHECKING:
+
+        def __init__(self, /, **fields: object) -> None:
+            super().__init__(**fields)
+            if [self.image is None, self.images is None, self.url is None, self.urls is None] not in (
+                [False, False, True, True],
+                [True, True, False, False],
+            ):
+                raise ValueError("expected image and images, or url and urls")
 
     def to_json(self) -> dict[str, object]:
         """The contract's response, of JSON types alone."""

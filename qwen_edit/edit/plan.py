@@ -62,6 +62,20 @@ def plan(request: EditRequest, picture_size: tuple[int, int], on_disk: tuple[Che
     )
 
 
+def usual_plan(checkpoint: Checkpoint, side: int) -> Plan:
+    """What runs where a request asks for nothing in particular, for a square of so many pixels a side."""
+    return Plan(
+        checkpoint=checkpoint,
+        steps=checkpoint.default_steps,
+        true_cfg_scale=checkpoint.true_cfg_scale,
+        negative_prompt=" " if checkpoint.true_cfg_scale > 1 else None,
+        seed=0,
+        width=side,
+        height=side,
+        num_images=1,
+    )
+
+
 def _checkpoint_and_steps(asked: int | None, on_disk: tuple[Checkpoint, ...]) -> tuple[Checkpoint, int]:
     for checkpoint in on_disk:
         if asked is not None and asked in checkpoint.steps:

@@ -1,4 +1,4 @@
-"""What goes to the device and what comes back: a request made ready, a reply composed. None of it needs a model."""
+"""A request made ready for the device. None of it needs a model."""
 
 import time
 from dataclasses import dataclass
@@ -10,16 +10,21 @@ from qwen_edit.edit.fitting import require_bucket
 from qwen_edit.edit.plan import Plan, plan
 from qwen_edit.pictures import read
 from qwen_edit.settings import Settings
+from qwen_edit.store.catalog import Checkpoint
 from qwen_edit.store.folder import available
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that is ready for the device: its picture decoded, everything it left open decided."""
+    """A request that is ready for the device: its picture decoded, everything it left open decided.
+
+    `on_disk` are the checkpoints that it was decided from.
+    """
 
     request: EditRequest
     picture: Image.Image
     plan: Plan
+    on_disk: tuple[Checkpoint, ...]
     warnings: tuple[str, ...]
     decode_ms: float
 
@@ -33,8 +38,10 @@ def prepare(request: EditRequest, settings: Settings) -> Prepared:
     started = time.perf_counter()
     require_bucket(request, settings.bucket)
     decoded = _read_picture(request.image, settings)
-    chosen = plan(request, decoded.picture.size, available(settings.models))
-    return Prepared(request, decoded.picture, chosen, (*decoded.warnings, *chosen.warnings), _ms_since(started))
+    on_disk = available(settings.models)
+    chosen = plan(request, decoded.picture.size, on_disk)
+    warnings = (*decoded.warnings, *chosen.warnings)
+    return Prepared(request, decoded.picture, chosen, on_disk, warnings, (time.perf_counter() - started) * 1000)
 
 
 def _read_picture(image: str, settings: Settings) -> read.Decoded:
@@ -43,7 +50,3 @@ def _read_picture(image: str, settings: Settings) -> read.Decoded:
     from qwen_edit.pictures.web import get_picture  # its HTTP client is for those alone who allow URLs
 
     return read.read(get_picture(image))
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000

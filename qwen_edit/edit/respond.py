@@ -8,15 +8,18 @@ from PIL import Image
 from qwen_edit.contract.response import EditResponse, ModelInfo, StartTimings, Timings
 from qwen_edit.edit.fitting import UNLIMITED, Delivery, Encoded, Reply, fit
 from qwen_edit.edit.prepare import Prepared
+from qwen_edit.edit.receipt import Made, describe
 from qwen_edit.pictures import write
+from qwen_edit.store.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What came off the device."""
+    """What came off the device, how it was made there, and the manifest that says where the weights came from."""
 
     pictures: list[Image.Image]
-    model: ModelInfo
+    made: Made
+    manifest: Manifest | None
     stages_ms: dict[str, float]
     start: StartTimings | None
     warnings: tuple[str, ...] = ()
@@ -33,17 +36,23 @@ def respond(prepared: Prepared, rendered: Rendered, queue_ms: float = 0.0, deliv
         EditError: the reply cannot be made to fit, or the bucket did not take the pictures.
     """
     started = time.perf_counter()
+    model = describe(prepared.plan, rendered.made, rendered.manifest, prepared.on_disk)
 
     def compose(encoded: Encoded) -> EditResponse:
         inline = [] if encoded.urls else [write.to_base64(file) for file in encoded.files]
         stages = {"queue": queue_ms, "decode": prepared.decode_ms, **rendered.stages_ms, "encode": _ms_since(started)}
-        return _response(prepared, rendered, encoded, inline, stages)
+        return _response(prepared, rendered, model, encoded, inline, stages)
 
     return fit(rendered.pictures, prepared.request, delivery, compose)
 
 
 def _response(
-    prepared: Prepared, rendered: Rendered, encoded: Encoded, inline: list[str], stages_ms: dict[str, float]
+    prepared: Prepared,
+    rendered: Rendered,
+    model: ModelInfo,
+    encoded: Encoded,
+    inline: list[str],
+    stages_ms: dict[str, float],
 ) -> EditResponse:
     timings = {name: round(ms, 1) for name, ms in (*stages_ms.items(), ("total", sum(stages_ms.values())))}
     return EditResponse(
@@ -55,7 +64,7 @@ def _response(
         width=prepared.plan.width,
         height=prepared.plan.height,
         seed=prepared.plan.seed,
-        model_info=rendered.model,
+        model_info=model,
         timings=Timings(**timings, cold=rendered.start is not None, start=rendered.start),
         warnings=[*prepared.warnings, *rendered.warnings, *encoded.warnings],
     )

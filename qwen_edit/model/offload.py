@@ -4,15 +4,12 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from qwen_edit.log import log
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 LARGE_BYTES = 32 << 20
 FULL = 0.9
@@ -28,31 +25,26 @@ ALIGNMENT = 64
 """Bytes; see `qwen_edit.weights.placement`."""
 
 
-class Turns:
-    """The large modules of a pipeline that do not fit the device together.
+class DeviceTurns:
+    """The large modules of a pipeline that do not fit the device together: one at a time is there.
 
-    A module's turn begins when it is called, and lasts until another's does. A module that was not added is on the
-    device as it is, and every call here for it does nothing.
+    A module that was not added is on the device as it is, and every call here for it does nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._parked: dict[nn.Module, Parked] = {}
-        self._hooks: dict[nn.Module, RemovableHandle] = {}
 
     def add(self, module: nn.Module) -> None:
-        """Move a module out; from now on it is there in its turn alone."""
+        """Move a module out; from now on it is on the device in its turn alone."""
         self._parked[module] = Parked(module, self._device)
-        # Before other hooks, which may compute with the module's weights.
-        self._hooks[module] = module.register_forward_pre_hook(lambda called, _args: self.bring(called), prepend=True)
 
     def remove(self, module: nn.Module) -> None:
         """Forget a module, with its weights: it cannot be used any more."""
-        if self._parked.pop(module, None):
-            self._hooks.pop(module).remove()
+        self._parked.pop(module, None)
 
     def bring(self, module: nn.Module) -> None:
-        """Begin a module's turn, as a call of it does: any other is moved out first.
+        """Begin a module's turn, before it is called: any other is moved out first.
 
         Raises:
             torch.OutOfMemoryError: it does not fit; then it is out.
@@ -62,16 +54,6 @@ class Turns:
                 if other is not module and parked.is_here:
                     parked.release()
             self._parked[module].bring()
-
-    @contextmanager
-    def on_device(self, module: nn.Module) -> Iterator[None]:
-        """A turn that ends with the block, however that ends; see `bring`."""
-        self.bring(module)
-        try:
-            yield
-        finally:
-            if module in self._parked:
-                self._parked[module].release()
 
 
 class Parked:
@@ -89,7 +71,7 @@ class Parked:
         full, others = _by_storage([*module.parameters(), *module.buffers()])
         with _writable():
             for storage, tensors in full:
-                self._settle(torch.empty(0, dtype=torch.uint8).set_(storage), tensors, map(_Place.of, tensors))
+                self._house(torch.empty(0, dtype=torch.uint8).set_(storage), tensors, map(_Place.of, tensors))
             for tensors in _batches(others):
                 self._gather(tensors)
         self.release()
@@ -130,12 +112,12 @@ class Parked:
         """Copy tensors into new memory, which is pinned first: copies from the device are faster then."""
         size, places = _side_by_side(tensors)
         memory = torch.empty(size, dtype=torch.uint8)
-        self._settle(memory, tensors, places)
+        self._house(memory, tensors, places)
         for tensor, place in zip(tensors, places, strict=True):
             # In the order of the device's work, as all that becomes of this memory.
             place.view(memory).copy_(tensor, non_blocking=True)
 
-    def _settle(self, memory: Tensor, tensors: list[Tensor], places: Iterable["_Place"]) -> None:
+    def _house(self, memory: Tensor, tensors: list[Tensor], places: Iterable["_Place"]) -> None:
         if self._device.type == "cuda":
             _pin(memory)
         self._homes.append(_Home(memory, tensors, list(places)))

@@ -1,29 +1,24 @@
-"""diffusers' own `QwenImageEditPipeline`, assembled from parts that were loaded here, and driven by a plan."""
+"""The parts that an edit runs through, and how they change. The loop that runs them is `sampling`."""
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
-from qwen_edit.edit.geometry import default_size
-from qwen_edit.edit.hooks import OnStep, Step
-from qwen_edit.edit.plan import Plan
+from qwen_edit.edit.receipt import Made
 from qwen_edit.edit.stopwatch import Stopwatch
-from qwen_edit.errors import Cancelled, InvalidRequest
 from qwen_edit.machine.backend import BackendName
-from qwen_edit.machine.device import device_name, out_of_memory, wait_for
-from qwen_edit.model.offload import Turns
-from qwen_edit.model.preview import Projection
-from qwen_edit.model.stages import StagedPipeline
-from qwen_edit.model.transformer.compile import compile_blocks
+from qwen_edit.machine.device import device_name, wait_for
+from qwen_edit.model.content_cache import ContentCache, Key
+from qwen_edit.model.offload import DeviceTurns
+from qwen_edit.model.prompt import PromptEncoder
 from qwen_edit.model.transformer.modulation import Modulations
-from qwen_edit.model.vae import decode_latents
 
 _SHOWN_SCHEDULE = (
     "base_image_seq_len",
@@ -37,14 +32,41 @@ _SHOWN_SCHEDULE = (
 )
 
 
-class EditPipeline(StagedPipeline):
-    """The stock pipeline in stages, with a transformer that can be changed."""
+class EditPipeline:
+    """The base model's parts, and a transformer with its scheduler that can be changed."""
 
-    compiled = False  # whether the transformer's blocks are compiled, which the first edit waits for
-    backend: BackendName = "dense"
-    modulations: Modulations | None = None
-    turns: Turns | None = None  # of the modules that do not fit the device together
-    _always_tiled = False
+    def __init__(
+        self,
+        prompts: PromptEncoder,
+        vae: AutoencoderKLQwenImage,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        tiling: bool = False,
+        turns: DeviceTurns | None = None,
+    ) -> None:
+        """Take everything but the transformer.
+
+        Args:
+            device: where the parts run.
+            dtype: what they compute with.
+            tiling: whether the VAE always works in tiles, not only where memory does not suffice.
+            turns: of the modules that do not fit the device together.
+        """
+        self.prompts = prompts
+        self.vae = vae
+        self.device = device
+        self.dtype = dtype
+        self.contents = ContentCache()
+        self.stopwatch = Stopwatch()
+        self.backend: BackendName = "dense"
+        self.modulations: Modulations | None = None
+        self._turns = turns
+        self._tiling = tiling
+        if tiling:
+            vae.enable_tiling()
+        if turns is not None:
+            turns.add(prompts.text_encoder)
 
     def use(
         self,
@@ -52,110 +74,90 @@ class EditPipeline(StagedPipeline):
         transformer: QwenImageTransformer2DModel,
         modulations: Modulations | None,
         backend: BackendName,
+        *,
+        in_turns: bool = False,
     ) -> None:
         """Take a checkpoint's transformer and its scheduler. The rest stays.
 
         Args:
             modulations: those that were attached to the transformer, or None where it computes its own.
             backend: what the transformer was built for.
+            in_turns: whether the transformer waits in the host's memory while the text encoder is on the device.
         """
         self.transformer = transformer
         self.modulations = modulations
         self.backend = backend
-        self.follow(scheduler)
-        if self.compiled:
-            compile_blocks(transformer)
+        self.use_schedule(scheduler)
+        if in_turns and self._turns is not None:
+            self._turns.add(transformer)
 
-    def tile(self, *, always: bool) -> None:
-        """Let the VAE work in tiles, not only where memory does not suffice."""
-        self._always_tiled = always
-        if always:
-            self.vae.enable_tiling()
-
-    def follow(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+    def use_schedule(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
         """Take another schedule for the transformer that is there."""
         self.scheduler = scheduler
-        if self.modulations is not None:
-            self.modulations.follow(scheduler, self.transformer)
 
     def drop_transformer(self) -> None:
         """Let the transformer go, and its memory."""
-        if self.turns is not None:
-            self.turns.remove(self.transformer)
+        if self._turns is not None:
+            self._turns.remove(self.transformer)
         self.transformer = self.modulations = None
         _free()
 
-    def describe(self) -> dict[str, Any]:
-        """What makes the pictures, in the words of `ModelInfo`."""
+    def encoded_prompt(self, prompt: str, shown: Image.Image, key: Key) -> Tensor:
+        """The text encoder's states for a prompt beside a picture, kept for the next edit: [1, tokens, width].
+
+        Args:
+            key: the picture's, from `picture_key`.
+        """
+
+        def compute() -> tuple[Tensor]:
+            self._bring(self.prompts.text_encoder)
+            return (self.prompts.states(prompt, shown),)
+
+        (states,) = self.contents.get(("prompt", *key, prompt), compute)
+        return states
+
+    def encoded_picture(self, key: Key, encode: Callable[[], Tensor]) -> Tensor:
+        """A picture's latents, kept for the next edit: [1, channels, 1, height / 8, width / 8].
+
+        Args:
+            key: everything that they depend on.
+        """
+        (latents,) = self.contents.get(("latents", *key), lambda: (encode(),))
+        return latents
+
+    @contextmanager
+    def transformer_ready(self, dtype: torch.dtype) -> Iterator[Callable[[int], None]]:
+        """Have the transformer on the device for the schedule that the scheduler was set to.
+
+        Args:
+            dtype: of the latents.
+
+        Yields:
+            What is told the index of each step before its first pass.
+        """
+        self._bring(self.transformer)
+        if self.modulations is None:
+            yield _nothing
+            return
+        with self.modulations.looked_up(self.transformer, self.scheduler.timesteps, dtype) as set_step:
+            yield set_step
+
+    def describe(self) -> Made:
+        """What makes the pictures, for the receipt."""
         schedule = {key: self.scheduler.config[key] for key in _SHOWN_SCHEDULE}
-        return {
-            "precision": "int4",
-            "backend": self.backend,
-            "device": device_name(self.text_encoder.device),
-            "dtype": str(self.text_encoder.dtype).removeprefix("torch."),
-            "scheduler": {"name": type(self.scheduler).__name__, **schedule},
-        }
+        return Made(
+            precision="int4",
+            backend=self.backend,
+            device=device_name(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            scheduler={"name": type(self.scheduler).__name__, **schedule},
+        )
 
     def start_stopwatch(self) -> Stopwatch:
         """Time what comes next."""
-        device = self.text_encoder.device
+        device = self.device
         self.stopwatch = Stopwatch(lambda: wait_for(device))
         return self.stopwatch
-
-    def render(
-        self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
-    ) -> list[Image.Image]:
-        """Edit one picture as planned, where memory suffices for it; see `denoise` for the arguments.
-
-        Returns:
-            `plan.num_images` pictures of `plan.width` × `plan.height` pixels, the one at i drawn from the seed plus i.
-
-        Raises:
-            InvalidRequest, Cancelled, OutOfMemory: see `denoise`.
-        """
-        return self.decode(self.denoise(picture, prompt, plan, on_step, cancelled))
-
-    @torch.inference_mode()
-    def denoise(
-        self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
-    ) -> Tensor:
-        """All of an edit up to the latents.
-
-        Args:
-            picture: RGB.
-            on_step: called after each step, but not once the flag is set.
-            cancelled: the flag, asked before the first step and after each one.
-
-        Returns:
-            Normalized latents of `plan.num_images` pictures: [batch, channels, 1, height / 8, width / 8].
-
-        Raises:
-            InvalidRequest: the prompt has more tokens than the picture leaves room for.
-            Cancelled: the flag was set.
-            OutOfMemory: the device's memory does not suffice.
-        """
-        for field, text in (("prompt", prompt), ("negative_prompt", plan.negative_prompt)):
-            self._require_room(field, text or "", picture, plan)
-        try:
-            with _fitting(plan.num_images, plan.width, plan.height), self.stopwatch.stage("denoise"):
-                return self._denoise(picture, prompt, plan, on_step, cancelled)
-        finally:
-            self.reference = None  # the next job's memory
-
-    def skip_the_rest(self) -> None:
-        """Let the present edit end with the latents that it has. For `on_step`, of which none follows."""
-        self._interrupt = True
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """The pictures that `denoise` gave the latents of.
-
-        Raises:
-            OutOfMemory: the device's memory does not suffice.
-        """
-        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
-        with _fitting(len(latents), width, height), self.stopwatch.stage("vae_decode"):
-            return decode_latents(self.vae, latents)
 
     @contextmanager
     def saving_memory(self) -> Iterator[None]:
@@ -168,86 +170,27 @@ class EditPipeline(StagedPipeline):
         try:
             yield
         finally:
-            if not self._always_tiled:
+            if not self._tiling:
                 self.vae.disable_tiling()
 
     def answers(self) -> bool:
         """Whether the device still works; after some CUDA errors nothing does until the process ends."""
         try:
-            wait_for(self.text_encoder.device)
+            wait_for(self.device)
         except RuntimeError:
             return False
         return True
 
-    def _denoise(
-        self, picture: Image.Image, prompt: str, plan: Plan, on_step: OnStep, cancelled: Callable[[], bool]
-    ) -> Tensor:
-        def after_step(
-            _pipeline: object, step: int, _timestep: object, tensors: dict[str, Tensor]
-        ) -> dict[str, Tensor]:
-            _stop_if(cancelled)
-            on_step(Step(step + 1, plan.steps, lambda: self._preview(tensors["latents"], plan)))
-            return {}
-
-        _stop_if(cancelled)
-        # On the CPU whatever the device, so that a seed means the same noise everywhere.
-        noise = [torch.Generator("cpu").manual_seed((plan.seed + i) % 2**63) for i in range(plan.num_images)]
-        output = self(
-            image=picture,
-            prompt=prompt,
-            negative_prompt=plan.negative_prompt,
-            true_cfg_scale=plan.true_cfg_scale,
-            height=plan.height,
-            width=plan.width,
-            num_inference_steps=plan.steps,
-            num_images_per_prompt=plan.num_images,
-            generator=noise,
-            output_type="latent",
-            callback_on_step_end=after_step,
-        )
-        return self._unpacked(output.images, plan.width, plan.height)
-
-    def _preview(self, latents: Tensor, plan: Plan) -> Image.Image:
-        if self.reference is None:
-            raise RuntimeError("a preview is offered within on_step alone")
-        pixels, reference = self.reference
-        height, width = pixels.shape[-2:]
-        projection = Projection(self._unpacked(reference, width, height)[0, :, 0], pixels[0, :, 0])
-        return projection.preview(self._unpacked(latents, plan.width, plan.height)[0, :, 0])
-
-    def _unpacked(self, latents: Tensor, width: int, height: int) -> Tensor:
-        """[batch, tokens, channels · 4] → [batch, channels, 1, height / 8, width / 8]."""
-        unpacked: Tensor = self._unpack_latents(latents, height, width, self.vae_scale_factor)
-        return unpacked
-
-    def _require_room(self, field: str, text: str, picture: Image.Image, plan: Plan) -> None:
-        """Text and pictures share the rotary table: the text starts where the larger half side of a picture ends."""
-        width, height = default_size(picture.size)
-        tokens = self.processor.token_count(self.prompt_template_encode.format(text), width, height)
-        tokens -= self.prompt_template_encode_start_idx
-        pixels_per_token = self.vae_scale_factor * 2
-        start = max(side // pixels_per_token // 2 for side in (width, height, plan.width, plan.height))
-        room = len(self.transformer.pos_embed.pos_freqs) - start
-        if tokens > room:
-            raise InvalidRequest(
-                f"{field} is too long: with this picture it makes {tokens} tokens, of which {room} fit; "
-                f"shorten it by about {tokens - room} tokens"
-            )
+    def _bring(self, module: torch.nn.Module) -> None:
+        if self._turns is not None:
+            self._turns.bring(module)
 
 
-def _fitting(count: int, width: int, height: int) -> AbstractContextManager[None]:
-    return out_of_memory(
-        f"{count} picture(s) of {width} × {height} pixels do not fit the device's memory; "
-        "ask for a smaller width and height or fewer num_images"
-    )
+def _nothing(_step: int) -> None:
+    pass
 
 
 def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _stop_if(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled("the edit was cancelled")

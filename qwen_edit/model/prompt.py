@@ -1,87 +1,104 @@
-"""Prompt and picture → the tensors that Qwen2.5-VL reads, as diffusers' `QwenImageEditPipeline` calls for them.
+"""Prompt and picture → the states that the transformer is conditioned on.
 
 transformers' `Qwen2VLProcessor` cannot be built without torchvision, for a video processor that an edit never uses.
-This joins the two halves that are used: the PIL image processor and the tokenizer.
+`PromptEncoder` joins the two halves that an edit uses: the PIL image processor and the tokenizer.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from qwen_edit.model.vision_windows import window_inputs
+
 IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - a token of the vocabulary, not a secret
-PICTURE_END = "<|vision_end|>"
-TURN_END = "<|im_end|>"
+
+HEAD = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
+    "that meets the user's requirements while maintaining consistency with the original input where appropriate."
+    f"<|im_end|>\n<|im_start|>user\n<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
+)
+TAIL = "<|im_end|>\n<|im_start|>assistant\n"
+"""What the model was trained to read before and behind a prompt: `prompt_template_encode` of diffusers'
+`QwenImageEditPipeline`."""
+
+DROPPED = 64
+"""Tokens of the head that the transformer does not see: `prompt_template_encode_start_idx` there."""
 
 
-class EditProcessor:
-    """Tokenizes the pipeline's template and patches its pictures.
+class PromptInputs(NamedTuple):
+    """What Qwen2.5-VL reads of one prompt with one picture.
 
-    The template holds the prompt between its first `<|vision_end|>` and its last `<|im_end|>`. What stands there was
-    written by the caller and is tokenized as plain text, so that a prompt cannot close its own turn or add an image.
+    `input_ids`, `attention_mask`: int64 [1, tokens]; `pixel_values`: float32 [patches, 1176]; `image_grid_thw`: int64
+    [1, 3], patches by frame, row and column.
     """
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, image_processor: Qwen2VLImageProcessorPil) -> None:
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    input_ids: Tensor
+    attention_mask: Tensor
+    pixel_values: Tensor
+    image_grid_thw: Tensor
 
-    @classmethod
-    def load(cls, tokenizer: Qwen2Tokenizer, folder: Path) -> "EditProcessor":
-        """Read `preprocessor_config.json` from the base model's `processor/` folder."""
-        return cls(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(folder))
 
-    def __call__(
-        self,
-        text: Sequence[str],
-        images: Image.Image,
-        padding: bool = True,  # noqa: ARG002 - the pipeline passes it; one text needs none
-        return_tensors: str = "pt",
-    ) -> BatchFeature:
-        """Prepare one text with one picture in it.
+class PromptEncoder:
+    """Tokenizes the template, patches its picture and runs the text encoder.
+
+    A prompt is tokenized as plain text, so that it cannot close its own turn or add an image.
+    """
+
+    def __init__(
+        self, tokenizer: Qwen2Tokenizer, image_processor: Qwen2VLImageProcessorPil, text_encoder: Qwen2_5_VLModel
+    ) -> None:
+        self.text_encoder = text_encoder
+        self._tokenizer = tokenizer
+        self._image_processor = image_processor
+        self._image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    def states(self, prompt: str, picture: Image.Image) -> Tensor:
+        """The text encoder's last hidden states: [1, tokens, width] in its dtype.
 
         Args:
-            text: one filled template with one `<|image_pad|>` outside the prompt.
-            images: the picture, RGB.
-
-        Returns:
-            `input_ids`, `attention_mask`: int64 [1, tokens]; `pixel_values`: float32 [patches, 1176];
-            `image_grid_thw`: int64 [1, 3].
+            picture: RGB.
         """
-        (template,) = text
-        features = self.image_processor(images=images, return_tensors=return_tensors)
-        patches = int(features["image_grid_thw"].prod())
-        ids = self._tokenize(template, patches // self.image_processor.merge_size**2)
-        return BatchFeature(
-            {
-                "input_ids": ids[None],
-                "attention_mask": torch.ones_like(ids)[None],
-                "pixel_values": features["pixel_values"],
-                "image_grid_thw": features["image_grid_thw"],
-            }
+        device = self.text_encoder.device
+        inputs = PromptInputs(*(tensor.to(device) for tensor in self.inputs(prompt, picture)))
+        seen = self.text_encoder.get_image_features(
+            inputs.pixel_values,
+            inputs.image_grid_thw,
+            return_dict=True,
+            **window_inputs(self.text_encoder.visual, inputs.image_grid_thw),
         )
+        output = self.text_encoder(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            image_grid_thw=inputs.image_grid_thw,
+            mm_encoder_outputs={"image": seen},
+        )
+        states: Tensor = output.last_hidden_state[:, DROPPED:]
+        return states.contiguous()
 
-    def token_count(self, text: str, width: int, height: int) -> int:
-        """How many tokens `__call__` gives for this filled template with a picture of width × height pixels."""
-        patches = self.image_processor.get_number_of_image_patches(height, width)
-        return self._tokenize(text, patches // self.image_processor.merge_size**2).numel()
+    def inputs(self, prompt: str, picture: Image.Image) -> PromptInputs:
+        """What the text encoder reads, on the CPU."""
+        features = self._image_processor(images=picture, return_tensors="pt")
+        ids = self._tokenize(prompt, int(features["image_grid_thw"].prod()))
+        return PromptInputs(ids[None], torch.ones_like(ids)[None], features["pixel_values"], features["image_grid_thw"])
 
-    def _tokenize(self, text: str, image_tokens: int) -> Tensor:
-        head, picture_end, rest = text.partition(PICTURE_END)
-        prompt, turn_end, tail = rest.rpartition(TURN_END)
-        ids = [
-            *self._ids(head + picture_end),
-            *self._ids(prompt, split_special_tokens=True),
-            *self._ids(turn_end + tail),
-        ]
-        at = ids.index(self.image_token_id)
-        return torch.tensor([*ids[:at], *[self.image_token_id] * image_tokens, *ids[at + 1 :]], dtype=torch.int64)
+    def token_count(self, prompt: str, size: tuple[int, int]) -> int:
+        """How many tokens `states` has for a picture of this width and height, in pixels."""
+        width, height = size
+        patches = self._image_processor.get_number_of_image_patches(height, width)
+        return self._tokenize(prompt, patches).numel() - DROPPED
 
-    def _ids(self, text: str, **options: Any) -> list[int]:  # noqa: ANN401 - handed on to the tokenizer
-        return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+    def _tokenize(self, prompt: str, patches: int) -> Tensor:
+        head, tail = (self._ids(text, special=True) for text in (HEAD, TAIL))
+        at = head.index(self._image_token_id)
+        shown = [self._image_token_id] * (patches // self._image_processor.merge_size**2)
+        ids = [*head[:at], *shown, *head[at + 1 :], *self._ids(prompt, special=False), *tail]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])

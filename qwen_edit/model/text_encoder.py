@@ -52,9 +52,9 @@ def _add_token_types(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Say which tokens are the picture's.
 
-    From these transformers 5 derives the three-dimensional positions (M-RoPE) of the picture. diffusers' pipeline does
-    not pass them, and without them the positions fall back to those of plain text, which changes every edit without an
-    error (huggingface/diffusers issue 14194).
+    From these transformers 5 derives the three-dimensional positions (M-RoPE) of the picture. Without them the
+    positions fall back to those of plain text, which changes every edit without an error (huggingface/diffusers issue
+    14194), so no caller can leave them out.
     """
-    picture = kwargs["input_ids"] == model.config.image_token_id
+    picture = (args[0] if args else kwargs["input_ids"]) == model.config.image_token_id
     return args, {**kwargs, "mm_token_type_ids": picture.to(torch.int32)}

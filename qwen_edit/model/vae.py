@@ -1,4 +1,4 @@
-"""The Qwen image VAE, and the way from latents back to pixels."""
+"""The Qwen image VAE: pixels → latents → pixels, and the tokens that the transformer sees of latents."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from qwen_edit.model.blank import WithoutMemory, assign_tensors
+
+PIXELS_PER_LATENT = 8
+"""The VAE halves a picture three times."""
+
+PIXELS_PER_TOKEN = 2 * PIXELS_PER_LATENT
+"""A token of the transformer holds 2 × 2 latent pixels."""
 
 
 def load_vae(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKLQwenImage:
@@ -45,6 +51,50 @@ class FrameConvolution(QwenImageCausalConv3d):  # type: ignore[misc]
             return frames
         width, _, height, *_ = self._padding
         return conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], (height, width)).unsqueeze(2)
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """What the VAE is given of an RGB picture: float32 [1, 3, 1, height, width] in −1 … 1.
+
+    By a table of the 256 levels, to the bits of diffusers' `VaeImageProcessor`: one pass over the pixels, not several.
+    """
+    table = 2.0 * (np.arange(256, dtype=np.float32) / 255.0) - 1.0
+    return torch.from_numpy(np.take(table, np.asarray(picture))).permute(2, 0, 1)[None, :, None]
+
+
+def encode_pixels(vae: AutoencoderKLQwenImage, pixels: Tensor) -> Tensor:
+    """The normalized latents of a picture, the mean of what the VAE encodes: [1, channels, 1, height / 8, width / 8].
+
+    Args:
+        pixels: [1, 3, 1, height, width] in −1 … 1.
+    """
+    latents: Tensor = vae.encode(pixels).latent_dist.mode()
+    mean = _per_channel(vae, vae.config.latents_mean, latents)
+    return (latents - mean) / _per_channel(vae, vae.config.latents_std, latents)
+
+
+def packed(latents: Tensor) -> Tensor:
+    """[batch, channels, 1, height, width] → [batch, height / 2 · width / 2, channels · 4]: a token holds 2 × 2."""
+    batch, channels, _, height, width = latents.shape
+    squares = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * 4)
+
+
+def unpacked(latents: Tensor, size: tuple[int, int]) -> Tensor:
+    """[batch, tokens, channels · 4] → [batch, channels, 1, height / 8, width / 8]; the inverse of `packed`.
+
+    Args:
+        size: width and height of the picture in pixels.
+    """
+    batch, _, channels = latents.shape
+    rows, columns = grid(size)
+    squares = latents.reshape(batch, rows, columns, channels // 4, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, 1, rows * 2, columns * 2)
+
+
+def grid(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of tokens for a width and a height in pixels."""
+    return size[1] // PIXELS_PER_TOKEN, size[0] // PIXELS_PER_TOKEN
 
 
 def decode_latents(vae: AutoencoderKLQwenImage, latents: Tensor) -> list[Image.Image]:

@@ -2,10 +2,11 @@
 
 transformers splits a picture of one megapixel into about a hundred windows and attends to one after the other, 2,800
 calls for 28 layers, and each layer reads the windows' bounds back from the device.
+
+It waits for a figure from a GPU: `docs/architecture.md`, "Waiting for a GPU".
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,12 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 def batch_windows(tower: Qwen2_5_VisionTransformerPretrainedModel) -> None:
     """Let each windowed layer of a vision tower attend to all its windows in one call.
 
-    Names and weights stay. What the layers need to know of a picture's shape is computed on the host and is with them
-    before the first: the tower reads nothing from the device but `grid_thw`, once.
+    Names and weights stay. Given `window_inputs`, the tower reads nothing from the device. Without them, each windowed
+    layer reads the windows' bounds, as in a stock tower.
     """
     for index, block in enumerate(tower.blocks):
         if index not in tower.fullatt_block_indexes:
             block.attn = WindowAttention(block.attn)
-    tower.register_forward_pre_hook(_add_plan, with_kwargs=True)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Windows:
 
     @classmethod
     def between(cls, bounds: Tensor, device: torch.device) -> "Windows":
-        """Plan for windows that begin and end at `bounds`, integers [windows + 1] on the CPU, from 0 to the last."""
+        """For windows that begin and end at `bounds`, integers [windows + 1] on the CPU, from 0 to the last."""
         lengths = bounds.diff()
         longest = int(lengths.max())
         own = torch.arange(longest) < lengths[:, None]
@@ -82,7 +82,8 @@ class WindowAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
-        windows: Windows,
+        cu_seqlens: Tensor,
+        windows: Windows | None = None,
         **_: object,
     ) -> Tensor:
         """Attend within each window.
@@ -90,9 +91,10 @@ class WindowAttention(nn.Module):
         Args:
             hidden_states: [tokens, width], window after window.
             position_embeddings: cosines and sines, [tokens, width / heads] each.
+            cu_seqlens: the windows' bounds, integers [windows + 1]; not read where `windows` are given.
             windows: which tokens are whose.
-            **_: how the stock attention is told of the windows.
         """
+        windows = windows or Windows.between(cu_seqlens.cpu(), hidden_states.device)
         query, key, value = self.qkv(hidden_states).unflatten(1, (3, self.heads, -1)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
         query, key, value = (windows.split(states) for states in (query, key, value))
@@ -101,13 +103,15 @@ class WindowAttention(nn.Module):
         return output
 
 
-def _add_plan(
-    tower: Qwen2_5_VisionTransformerPretrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Hand the tower what it would otherwise compute from `grid_thw` itself, by the names that it looks for."""
-    grid = kwargs["grid_thw"].cpu()
+def window_inputs(tower: Qwen2_5_VisionTransformerPretrainedModel, grid_thw: Tensor) -> dict[str, object]:
+    """All that a tower would otherwise compute from `grid_thw` in each layer, by the names that it looks for.
+
+    Args:
+        grid_thw: patches of each picture by frame, row and column: integers [pictures, 3]. It is read from its device.
+    """
+    grid = grid_thw.cpu()
     order, bounds = get_vision_window_index(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
-    plan = {
+    return {
         "position_ids": get_vision_position_ids(grid, tower.spatial_merge_size).to(tower.device),
         "window_index": order.to(tower.device),
         "windows": Windows.between(bounds, tower.device),
@@ -115,4 +119,3 @@ def _add_plan(
         "cu_seqlens": get_vision_cu_seqlens(grid),
         "cu_window_seqlens": bounds,
     }
-    return args, {**kwargs, **plan}

@@ -1,22 +1,18 @@
 """From packed tensors to the stock diffusers model: each quantized layer becomes the plain layer that it stands for."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qwen_edit.svdq import layout
-from qwen_edit.svdq.checkpoint import CheckpointError, CheckpointInfo, read_header
+from qwen_edit.svdq.checkpoint import CheckpointError
 from qwen_edit.svdq.modules import (
-    AWQ_MODULES,
     NORMS,
     SHIFTED_MODULES,
     SVDQ_MODULES,
     block_prefix,
     stock_modules,
-    top_level_tensors,
 )
 
 ACTIVATION_SHIFT = 0.171875
@@ -27,28 +23,6 @@ MODULATIONS = 6
 
 SCALES = (1, 4)
 """Which of the modulations are scales; the format stores them with the 1 of `x · (1 + scale)` in the bias."""
-
-
-def dense_state_dict(path: Path | str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """The state dict of `QwenImageTransformer2DModel(**read_header(path).config)`, every tensor in `dtype` on the CPU.
-
-    Weights and biases are computed in float32 and rounded once.
-
-    Raises:
-        CheckpointError: the file does not pass `read_header`, or holds values that give no finite weight.
-    """
-    info = read_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            dense = dense_top_level(
-                {name: file.get_tensor(name) for name in top_level_tensors(info.config)}, info.file, dtype
-            )
-            for block in range(info.num_layers):
-                packed = {name: file.get_tensor(name) for name in _names_of(info, block)}
-                dense |= dense_block(packed, block, info.file, dtype)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{info.file}: cannot be read: {type(error).__name__}") from error
-    return dense
 
 
 def dense_top_level(tensors: Mapping[str, Tensor], file: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
@@ -63,14 +37,11 @@ def dense_top_level(tensors: Mapping[str, Tensor], file: str, dtype: torch.dtype
 
 
 def dense_block(
-    tensors: Mapping[str, Tensor],
-    block: int,
-    file: str,
-    dtype: torch.dtype = torch.bfloat16,
-    *,
-    with_modulations: bool = True,
+    tensors: Mapping[str, Tensor], block: int, file: str, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, Tensor]:
-    """The stock tensors of one block, on the device of the packed ones, which are left as they are.
+    """The stock tensors of one block but for its modulations, on the device of the packed ones.
+
+    The packed tensors are left as they are.
 
     Args:
         tensors: at least this block's packed tensors under their full names, in the dtypes and shapes that
@@ -78,7 +49,6 @@ def dense_block(
         block: index of the block.
         file: name of the file they come from, for the error.
         dtype: of the result; everything is computed in float32 and rounded once.
-        with_modulations: whether `AWQ_MODULES` are among it, a third of the weights.
 
     Raises:
         CheckpointError: a value is not finite, or would be after a division by a smooth factor of zero.
@@ -89,9 +59,6 @@ def dense_block(
         shift = ACTIVATION_SHIFT if module in SHIFTED_MODULES else 0.0
         weight, bias = dense_svdq(_parts(tensors, prefix + module), shift)
         dense |= _stock_layers(prefix, stock_modules(module), weight, bias, dtype)
-    for module in AWQ_MODULES if with_modulations else ():
-        weight, bias = dense_modulation(_parts(tensors, prefix + module))
-        dense |= _stock_layers(prefix, (module,), weight, bias, dtype)
     _check_finite(dense, tensors, file)
     return dense
 
@@ -151,12 +118,8 @@ def _stock_layers(
 
 
 def _parts(tensors: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
-    names = ("qweight", "wscales", "wzeros", "bias", "smooth_factor", "proj_down", "proj_up")
-    return {name: tensors[f"{module}.{name}"] for name in names if f"{module}.{name}" in tensors}
-
-
-def _names_of(info: CheckpointInfo, block: int) -> list[str]:
-    return [name for name in info.tensors if name.startswith(block_prefix(block))]
+    names = ("qweight", "wscales", "bias", "smooth_factor", "proj_down", "proj_up")
+    return {name: tensors[f"{module}.{name}"] for name in names}
 
 
 def _check_finite(dense: Mapping[str, Tensor], packed: Mapping[str, Tensor], file: str) -> None:

@@ -17,12 +17,7 @@ FP8_MODULES = tuple(name for module in SVDQ_MODULES for name in stock_modules(mo
 
 
 def fp8_block(
-    packed: Mapping[str, Tensor],
-    block: int,
-    file: str,
-    dtype: torch.dtype = torch.bfloat16,
-    *,
-    with_modulations: bool = True,
+    packed: Mapping[str, Tensor], block: int, file: str, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, Tensor]:
     """The tensors of one block whose `FP8_MODULES` are `Fp8Linear`; see `dense_block`, which the rest is from.
 
@@ -31,7 +26,6 @@ def fp8_block(
         block: index of the block.
         file: name of the file they come from, for the error.
         dtype: of what is not in fp8, the biases of the layers that are among it.
-        with_modulations: see `dense_block`.
 
     Returns:
         As `dense_block`, but of `FP8_MODULES` the `weight` in fp8 [N, K], quantized from float32, and beside it
@@ -40,7 +34,7 @@ def fp8_block(
     Raises:
         CheckpointError: a value is not finite.
     """
-    tensors = dense_block(packed, block, file, torch.float32, with_modulations=with_modulations)
+    tensors = dense_block(packed, block, file, torch.float32)
     for module in FP8_MODULES:
         name = f"{block_prefix(block)}{module}.weight"
         tensors[name], tensors[f"{name}_scale"] = quantize_rows(tensors[name])

@@ -1,4 +1,4 @@
-"""Reading large files: whole blocks into memory that is there already, and into the page cache ahead of need.
+"""Reading large files: into memory that is there already, and into the page cache ahead of need.
 
 No torch here: the disk has minutes of work to do, and does not wait for an import.
 """

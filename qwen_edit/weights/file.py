@@ -1,4 +1,4 @@
-"""One safetensors file on its way to the device, whole or in groups of tensors."""
+"""One safetensors file on its way to the device, whole or in portions of tensors."""
 
 import time
 from collections import deque
@@ -15,7 +15,7 @@ from qwen_edit.errors import Cancelled
 from qwen_edit.weights import header
 from qwen_edit.weights.disk import Identity, open_file
 from qwen_edit.weights.header import TensorEntry
-from qwen_edit.weights.placement import Block
+from qwen_edit.weights.placement import Read
 from qwen_edit.weights.sinks import Sink
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -43,8 +43,8 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 """PyTorch's names of the safetensors dtypes in `header.ITEM_BYTES`."""
 
-Groups = Sequence[Sequence[str]]
-"""The names of the tensors of each group, in the order in which the groups are needed."""
+Portions = Sequence[Sequence[str]]
+"""The names of the tensors of each portion, in the order in which the portions are needed."""
 
 Entries = Mapping[str, TensorEntry]
 
@@ -52,9 +52,9 @@ _CANCELLED = "the load was cancelled"
 
 
 class WeightFile:
-    """An open file. What it hands out is its groups, one after the other."""
+    """An open file. What it hands out is its portions, one after the other."""
 
-    def __init__(self, path: Path, opened: ExitStack, sink: Sink, pool: Executor, block_bytes: int) -> None:
+    def __init__(self, path: Path, opened: ExitStack, sink: Sink, pool: Executor, bytes_a_read: int) -> None:
         """Open it and check its header.
 
         Raises:
@@ -63,7 +63,7 @@ class WeightFile:
         self._path = path
         self._sink = sink
         self._pool = pool
-        self._block_bytes = block_bytes
+        self._bytes_a_read = bytes_a_read
         self._name = header.file_name(path)
         with header.disk_errors(self._name):
             # Open until nobody reads any more, lest its number is given to another file.
@@ -72,24 +72,24 @@ class WeightFile:
             self._identity = Identity.of(self._descriptor)
             self.header = header.parse(self._descriptor, self._name)
         self._waiting: deque[Entries] = deque()
-        self._begun: deque[_Group] = deque()
+        self._begun: deque[_Portion] = deque()
 
     def queue_all(self, wanted: Callable[[str], bool]) -> None:
-        """Make one group of the tensors whose names are wanted."""
+        """Make one portion of the tensors whose names are wanted."""
         self._waiting.append({name: entry for name, entry in self.header.tensors.items() if wanted(name)})
 
-    def queue(self, groups: Groups) -> None:
-        """Let these be the groups; tensors that are in none are not read.
+    def queue(self, portions: Portions) -> None:
+        """Let these be the portions; tensors that are in none are not read.
 
         Raises:
             KeyError: the file has no tensor of such a name.
         """
         tensors = self.header.tensors
-        for names in groups:
+        for names in portions:
             self._waiting.append({name: tensors[name] for name in sorted(names, key=lambda one: tensors[one].offset)})
 
     def begin(self) -> None:
-        """Start reading the next group, if there is one.
+        """Start reading the next portion, if there is one.
 
         Raises:
             ModelUnavailable: the file has been cut short.
@@ -99,27 +99,27 @@ class WeightFile:
             if self._file.closed:
                 raise Cancelled(_CANCELLED)
             with header.disk_errors(self._name):
-                group = _Group(self._descriptor, self._waiting.popleft(), self._sink, self._block_bytes)
-            group.start(self._pool, self._descriptor, self._name, self.header.size)
-            self._begun.append(group)
+                portion = _Portion(self._descriptor, self._waiting.popleft(), self._sink, self._bytes_a_read)
+            portion.start(self._pool, self._descriptor, self._name, self.header.size)
+            self._begun.append(portion)
 
     @property
     def is_done(self) -> bool:
-        """Whether every group has been handed out."""
+        """Whether every portion has been handed out."""
         return not self._begun and not self._waiting
 
     def take(self) -> "Arrived":
-        """Wait for the earliest group that was begun; see `Weights.tensors` for what is raised."""
-        group = self._begun.popleft()
+        """Wait for the earliest portion that was begun; see `Weights.tensors` for what is raised."""
+        portion = self._begun.popleft()
         with header.disk_errors(self._name):
-            group.wait()
+            portion.wait()
             if Identity.of(self._path) != self._identity:
                 raise header.FileError(f"{self._name}: was changed or replaced while it was read; start again")
-        return Arrived(group.tensors(), group.bytes, group.arrived)
+        return Arrived(portion.tensors(), portion.bytes, portion.arrived)
 
 
 class Arrived:
-    """A group on the device: its tensors, their bytes, and when the last of them came (`time.perf_counter`)."""
+    """A portion on the device: its tensors, their bytes, and when the last of them came (`time.perf_counter`)."""
 
     def __init__(self, tensors: dict[str, Tensor], size: int, at: float) -> None:
         self.tensors = tensors
@@ -127,34 +127,34 @@ class Arrived:
         self.at = at
 
 
-class _Group:
+class _Portion:
     """Tensors of a file on their way into a buffer that they share."""
 
-    def __init__(self, descriptor: int, entries: Entries, sink: Sink, block_bytes: int) -> None:
+    def __init__(self, descriptor: int, entries: Entries, sink: Sink, bytes_a_read: int) -> None:
         self._entries = entries
         self._sink = sink
-        self._placement, self._buffer = sink.land(descriptor, entries, block_bytes)
+        self._placement, self._buffer = sink.land(descriptor, entries, bytes_a_read)
         self._reads: deque[Future[None]] = deque()
         self.bytes = sum(entry.bytes for entry in entries.values())
         self.arrived = time.perf_counter()
 
     def start(self, pool: Executor, descriptor: int, file: str, file_bytes: int) -> None:
-        def read(block: Block) -> None:
-            count = self._sink.read(descriptor, block, self._buffer)
-            if count < block.bytes:
+        def read(span: Read) -> None:
+            count = self._sink.read(descriptor, span, self._buffer)
+            if count < span.bytes:
                 raise header.FileError(
-                    f"{file}: was cut short while it was read: it ended at byte {block.offset + count}, "
+                    f"{file}: was cut short while it was read: it ended at byte {span.offset + count}, "
                     f"expected {file_bytes}"
                 )
             self.arrived = time.perf_counter()
 
         try:
-            self._reads.extend(pool.submit(read, block) for block in self._placement.blocks)
+            self._reads.extend(pool.submit(read, span) for span in self._placement.reads)
         except RuntimeError as error:  # of a pool that was shut down
             raise Cancelled(_CANCELLED) from error
 
     def wait(self) -> None:
-        """Wait for every block.
+        """Wait for every read.
 
         Raises:
             Cancelled: the pool was shut down before.

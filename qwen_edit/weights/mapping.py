@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qwen_edit.weights.header import TensorEntry
-from qwen_edit.weights.placement import Block, Placement, in_place
+from qwen_edit.weights.placement import Placement, Read, in_place
 
 _MADV_POPULATE_READ = 22
 """Linux 5.14 and later: read the pages of a map, and where touching one would raise SIGBUS give an error instead."""
@@ -20,17 +20,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mapped:
-    """The CPU: each file is mapped, and its blocks are read into the page cache and from there into the map.
+    """The CPU: each file is mapped, and read into the page cache and from there into the map.
 
     Nothing is copied, and no page has to be found and cleared for a copy, which takes longer than the disk does: see
-    `bench/reading.py`. Two processes share the pages, and the system may drop and read them again as it needs memory.
+    `bench/start/reading.py`. Two processes share the pages, and the system may drop and read them again as it needs
+    memory.
 
     A map whose file is cut short kills the process that touches it behind the end. While it is read nobody does: what
     is missing is an error. Afterwards a file may be replaced or removed, as the builder does, but not be written to.
     """
 
-    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
-        placement = in_place(tensors, block_bytes)
+    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], bytes_a_read: int) -> tuple[Placement, Tensor]:
+        placement = in_place(tensors, bytes_a_read)
         if not placement.bytes:
             return placement, torch.empty(0, dtype=torch.uint8)
         try:
@@ -40,15 +41,15 @@ class Mapped:
             raise OSError(errno.ENODATA, f"it ends before byte {placement.bytes}") from error
         return placement, torch.frombuffer(memory, dtype=torch.uint8)
 
-    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
-        start = block.offset - block.offset % mmap.PAGESIZE
+    def read(self, descriptor: int, span: Read, buffer: Tensor) -> int:
+        start = span.offset - span.offset % mmap.PAGESIZE
         try:
-            _populate(buffer.data_ptr() + start, block.offset + block.bytes - start)
+            _populate(buffer.data_ptr() + start, span.offset + span.bytes - start)
         except OSError as error:
             # Both a file that is too short and a disk that cannot be read would be SIGBUS.
-            if error.errno != errno.EFAULT or os.fstat(descriptor).st_size >= block.offset + block.bytes:
+            if error.errno != errno.EFAULT or os.fstat(descriptor).st_size >= span.offset + span.bytes:
                 raise
-        return max(0, min(block.bytes, os.fstat(descriptor).st_size - block.offset))
+        return max(0, min(span.bytes, os.fstat(descriptor).st_size - span.offset))
 
     def join(self) -> None:
         """Memory that a thread read is there for all."""

@@ -9,11 +9,14 @@ from qwen_edit.weights.header import TensorEntry
 ALIGNMENT = 64
 """Bytes. A tensor begins at a multiple of it, as from PyTorch's own CPU allocator; vector loads on a GPU need 16."""
 
+WINDOW = 2
+"""Groups of a file that are in memory at once: one is being used while the next one is read."""
+
 _MAX_PIECES = os.sysconf("SC_IOV_MAX")
 
 
 @dataclass(frozen=True)
-class Block:
+class Read:
     """One read: `bytes` from `offset` in the file, to be spread over `pieces` of the buffer in turn."""
 
     offset: int
@@ -27,15 +30,15 @@ class Placement:
 
     bytes: int
     starts: Mapping[str, int]
-    blocks: tuple[Block, ...]
+    reads: tuple[Read, ...]
 
 
-def place(tensors: Mapping[str, TensorEntry], block_bytes: int) -> Placement:
-    """Lay out tensors of a file in file order, aligned, and cut their part of it into blocks of `block_bytes` at most.
+def place(tensors: Mapping[str, TensorEntry], bytes_a_read: int) -> Placement:
+    """Lay out tensors of a file in file order, aligned, and cut their part of it into reads of `bytes_a_read` at most.
 
     Most tensors are a multiple of the alignment long, so that long stretches of the file stay whole. Where one is not,
     a gap follows it in the buffer and the next piece begins; where the file goes on with a tensor that is not asked
-    for, so does the next block.
+    for, so does the next read.
 
     Args:
         tensors: some or all of a header's, in its order.
@@ -45,10 +48,10 @@ def place(tensors: Mapping[str, TensorEntry], block_bytes: int) -> Placement:
     for name, entry in tensors.items():
         starts[name] = _aligned(end)
         end = starts[name] + entry.bytes
-    return Placement(_aligned(end), starts, _reads(tensors, starts, block_bytes))
+    return Placement(_aligned(end), starts, _reads(tensors, starts, bytes_a_read))
 
 
-def in_place(tensors: Mapping[str, TensorEntry], block_bytes: int) -> Placement:
+def in_place(tensors: Mapping[str, TensorEntry], bytes_a_read: int) -> Placement:
     """Leave tensors where they lie in their file, which the buffer then is: the reads bring what there is of them.
 
     Args:
@@ -56,16 +59,16 @@ def in_place(tensors: Mapping[str, TensorEntry], block_bytes: int) -> Placement:
     """
     starts = {name: entry.offset for name, entry in tensors.items()}
     end = max((entry.offset + entry.bytes for entry in tensors.values()), default=0)
-    return Placement(end, starts, _reads(tensors, starts, block_bytes))
+    return Placement(end, starts, _reads(tensors, starts, bytes_a_read))
 
 
-def _reads(tensors: Mapping[str, TensorEntry], starts: Mapping[str, int], block_bytes: int) -> tuple[Block, ...]:
+def _reads(tensors: Mapping[str, TensorEntry], starts: Mapping[str, int], bytes_a_read: int) -> tuple[Read, ...]:
     runs: list[_Run] = []
     for name, entry in tensors.items():
         if not runs or runs[-1].end != entry.offset:
             runs.append(_Run(entry.offset))
         runs[-1].append(slice(starts[name], starts[name] + entry.bytes))
-    return tuple(block for run in runs for block in _blocks(_cut(run.pieces, block_bytes), run.offset, block_bytes))
+    return tuple(read for run in runs for read in _reads_of(_cut(run.pieces, bytes_a_read), run.offset, bytes_a_read))
 
 
 class _Run:
@@ -87,27 +90,27 @@ def _aligned(position: int) -> int:
     return -(-position // ALIGNMENT) * ALIGNMENT
 
 
-def _cut(pieces: Iterable[slice], block_bytes: int) -> Iterator[slice]:
-    """The same bytes in the same order, none of them across the end of a block."""
-    room = block_bytes
+def _cut(pieces: Iterable[slice], bytes_a_read: int) -> Iterator[slice]:
+    """The same bytes in the same order, none of them across the end of a read."""
+    room = bytes_a_read
     for piece in pieces:
         start = piece.start
         while start < piece.stop:
             stop = min(piece.stop, start + room)
             yield slice(start, stop)
-            room = room - (stop - start) or block_bytes
+            room = room - (stop - start) or bytes_a_read
             start = stop
 
 
-def _blocks(pieces: Iterable[slice], offset: int, block_bytes: int) -> Iterator[Block]:
-    """Group pieces into blocks: as many as one read takes."""
+def _reads_of(pieces: Iterable[slice], offset: int, bytes_a_read: int) -> Iterator[Read]:
+    """Group pieces into reads: as many as one read takes."""
     group: list[slice] = []
     size = 0
     for piece in pieces:
         group.append(piece)
         size += piece.stop - piece.start
-        if size == block_bytes or len(group) == _MAX_PIECES:
-            yield Block(offset, size, tuple(group))
+        if size == bytes_a_read or len(group) == _MAX_PIECES:
+            yield Read(offset, size, tuple(group))
             offset, group, size = offset + size, [], 0
     if group:
-        yield Block(offset, size, tuple(group))
+        yield Read(offset, size, tuple(group))

@@ -15,22 +15,20 @@ import torch
 from torch import Tensor
 
 from qwen_edit.store.shards import shards
-from qwen_edit.weights.file import Arrived, Groups, WeightFile
+from qwen_edit.weights.file import Arrived, Portions, WeightFile
+from qwen_edit.weights.placement import WINDOW
 from qwen_edit.weights.sinks import Sink, sink_for
 
 READERS = max(4, min(8, os.cpu_count() or 8))
-BLOCK_BYTES = 32 << 20
+BYTES_A_READ = 32 << 20
 """Threads that read, and what each asks the disk for at once.
 
-By `bench/reading.py` on a virtual disk with two cores, four map files an eighth faster than two and than eight. Small
-blocks are slower: while imports run, a reader that is done with one waits up to 5 ms for the GIL before it asks for the
-next.
+By `bench/start/reading.py` on a virtual disk with two cores, four map files an eighth faster than two and than eight.
+Small reads are slower: while imports run, a reader that is done with one waits up to 5 ms for the GIL before it asks
+for the next.
 """
 
-WINDOW = 2
-"""Groups of a file that are in memory at once: one is being used while the next one is read."""
-
-_WHOLE: Mapping[Path, Groups] = MappingProxyType({})
+_WHOLE: Mapping[Path, Portions] = MappingProxyType({})
 
 
 def everything(_name: str) -> bool:
@@ -50,7 +48,7 @@ class Stats:
 class Weights:
     """Files on their way to the device, in the order in which they will be needed.
 
-    Reading begins at once, in threads that do without the GIL. A file is handed out whole or in groups. Each of these
+    Reading begins at once, in threads that do without the GIL. A file is handed out whole or in portions. Each of these
     has one buffer on the device, and its tensors are views of that: the memory is free again when the last of them is
     gone. Close it, or use it in a `with`, and no thread is left, nor memory other than that of the tensors that were
     handed out.
@@ -61,41 +59,41 @@ class Weights:
         files: Iterable[Path],
         device: torch.device,
         *,
-        groups: Mapping[Path, Groups] = _WHOLE,
+        portions: Mapping[Path, Portions] = _WHOLE,
         wanted: Callable[[str], bool] = everything,
         readers: int = READERS,
-        block_bytes: int = BLOCK_BYTES,
+        bytes_a_read: int = BYTES_A_READ,
         sink: Sink | None = None,
     ) -> None:
         """Check every header and start reading.
 
         Args:
             device: where the tensors will be, `cpu` or `cuda`.
-            groups: of the files that are handed out in groups, of which `WINDOW` are in memory at once.
+            portions: of the files that are handed out in portions, of which `WINDOW` are in memory at once.
             wanted: by name, the tensors to read of the files that are handed out whole.
             readers: how many threads read.
-            block_bytes: how much each reads at once; on CUDA the pinned ring has `readers` slots of this size.
+            bytes_a_read: how much each reads at once; on CUDA the pinned ring has `readers` slots of this size.
             sink: that of the device where left out.
 
         Raises:
             ModelUnavailable: a file is missing, or its header says that it is damaged.
-            KeyError: a group names a tensor that its file does not have.
+            KeyError: a portion names a tensor that its file does not have.
         """
         self.device = device
         self._started = time.perf_counter()
         self._stats = Stats()
         self._lock = Lock()
-        self._sink = sink or sink_for(device, readers, block_bytes)
+        self._sink = sink or sink_for(device, readers, bytes_a_read)
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="weights")
         self._open = ExitStack()
         self._files: dict[Path, WeightFile] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
             for path in dict.fromkeys(files):
-                file = WeightFile(path, self._open, self._sink, self._pool, block_bytes)
+                file = WeightFile(path, self._open, self._sink, self._pool, bytes_a_read)
                 self._files[path] = file
-                if path in groups:
-                    file.queue(groups[path])
+                if path in portions:
+                    file.queue(portions[path])
                 else:
                     file.queue_all(wanted)
                 for _ in range(WINDOW):
@@ -120,23 +118,23 @@ class Weights:
             Cancelled: `close` was called.
         """
         tensors: dict[str, Tensor] = {}
-        for group in self._taken(path):
-            tensors |= group.tensors
+        for portion in self._taken(path):
+            tensors |= portion.tensors
         return tensors
 
-    def groups(self, path: Path) -> Iterator[dict[str, Tensor]]:
-        """Hand a file out in its groups, once.
+    def portions(self, path: Path) -> Iterator[dict[str, Tensor]]:
+        """Hand a file out in its portions, once.
 
         Yields:
-            The tensors of a group, as from `tensors`. The dictionary is emptied when the next one is asked for, and
+            The tensors of a portion, as from `tensors`. The dictionary is emptied when the next one is asked for, and
             with it goes the memory unless the caller keeps a tensor.
 
         Raises:
             KeyError, ModelUnavailable, Cancelled: see `tensors`.
         """
-        for group in self._taken(path):
-            yield group.tensors
-            group.tensors.clear()
+        for portion in self._taken(path):
+            yield portion.tensors
+            portion.tensors.clear()
 
     def close(self) -> None:
         """Stop reading, and let go of every file that was not handed out."""
@@ -155,10 +153,10 @@ class Weights:
         file = self._files.pop(path)
         self._count(file.header.start, self._started)
         while not file.is_done:
-            group = file.take()
+            portion = file.take()
             self._sink.join()
-            self._count(group.bytes, group.at)
-            yield group
+            self._count(portion.bytes, portion.at)
+            yield portion
             file.begin()
 
     def _count(self, size: int, arrived: float) -> None:

@@ -1,4 +1,4 @@
-"""Where blocks of a file end up: in the CPU's memory, or on a GPU by way of a small pinned ring."""
+"""Where the bytes of a file end up: in the CPU's memory, or on a GPU by way of a small pinned ring."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from torch import Tensor
 from qwen_edit.weights.disk import fill
 from qwen_edit.weights.header import TensorEntry
 from qwen_edit.weights.mapping import CAN_MAP, Mapped
-from qwen_edit.weights.placement import Block, Placement, place
+from qwen_edit.weights.placement import Placement, Read, place
 
 
 class Sink(Protocol):
-    """Takes blocks from several threads at once."""
+    """Does reads for several threads at once."""
 
-    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
+    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], bytes_a_read: int) -> tuple[Placement, Tensor]:
         """Decide where tensors of the open file will lie.
 
         Returns:
-            Their places, with reads of `block_bytes` at most, and the buffer on the device that these fill: uint8.
+            Their places, with reads of `bytes_a_read` at most, and the buffer on the device that these fill: uint8.
 
         Raises:
             OSError: the file ends before the tensors do.
         """
 
-    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
-        """Bring a block of the open file into the buffer. Returns the bytes that were there to read.
+    def read(self, descriptor: int, span: Read, buffer: Tensor) -> int:
+        """Do one read of the open file, into the buffer. Returns the bytes that were there to read.
 
         Raises:
             OSError: the disk cannot be read.
@@ -41,11 +41,11 @@ class Sink(Protocol):
         """Wait for what is under way, and let go of what the sink holds itself."""
 
 
-class Direct:
+class HostMemory:
     """The CPU where it cannot map: the kernel copies into memory whose pages the readers touch first, in parallel."""
 
-    def land(self, _descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
-        placement = place(tensors, block_bytes)
+    def land(self, _descriptor: int, tensors: Mapping[str, TensorEntry], bytes_a_read: int) -> tuple[Placement, Tensor]:
+        placement = place(tensors, bytes_a_read)
         return placement, self.allocate(placement.bytes)
 
     def allocate(self, size: int) -> Tensor:
@@ -54,9 +54,9 @@ class Direct:
         # half as slow again on a virtual machine whose host has to find them first, as for a new process.
         return torch.empty(size, dtype=torch.uint8)
 
-    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+    def read(self, descriptor: int, span: Read, buffer: Tensor) -> int:
         memory = buffer.numpy().data
-        return fill(descriptor, [memory[piece] for piece in block.pieces], block.offset)
+        return fill(descriptor, [memory[piece] for piece in span.pieces], span.offset)
 
     def join(self) -> None:
         """Memory that a thread wrote is there for all."""
@@ -99,28 +99,28 @@ class _Slot:
     copied: Event | None = None
 
 
-class Staged:
-    """A device: each block is read into a slot of a pinned ring, then copied while the next one is read.
+class PinnedRing:
+    """A device: each read goes into a slot of a pinned ring, and is copied while the next one is read.
 
     The ring has a slot for each reader: to wait for the last copy out of it takes a fraction of the next read into it.
     Pinning is slow, 1 to 2.6 GB/s; the readers do it as they come to a slot, not the caller.
     """
 
-    def __init__(self, link: Link, readers: int, block_bytes: int) -> None:
+    def __init__(self, link: Link, readers: int, bytes_a_read: int) -> None:
         self._link = link
-        self._block_bytes = block_bytes
+        self._bytes_a_read = bytes_a_read
         self._free: SimpleQueue[_Slot] = SimpleQueue()
         for _ in range(readers):
             self._free.put(_Slot())
 
-    def land(self, _descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
-        placement = place(tensors, block_bytes)
+    def land(self, _descriptor: int, tensors: Mapping[str, TensorEntry], bytes_a_read: int) -> tuple[Placement, Tensor]:
+        placement = place(tensors, bytes_a_read)
         return placement, self._link.allocate(placement.bytes)
 
-    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+    def read(self, descriptor: int, span: Read, buffer: Tensor) -> int:
         slot = self._free.get()
         try:
-            return self._read(slot, descriptor, block, buffer)
+            return self._read(slot, descriptor, span, buffer)
         finally:
             self._free.put(slot)
 
@@ -131,15 +131,15 @@ class Staged:
         """PyTorch keeps the pinned memory for whoever pins next, which is the next change of the checkpoint."""
         self._link.close()
 
-    def _read(self, slot: _Slot, descriptor: int, block: Block, buffer: Tensor) -> int:
+    def _read(self, slot: _Slot, descriptor: int, span: Read, buffer: Tensor) -> int:
         if slot.copied is not None:
             slot.copied.synchronize()
         if slot.memory is None:
-            slot.memory = self._link.pin(self._block_bytes)
-        staged = slot.memory[: block.bytes]
-        count = fill(descriptor, [staged.numpy().data], block.offset)
-        if count == block.bytes:
-            targets = [buffer[piece] for piece in block.pieces]
+            slot.memory = self._link.pin(self._bytes_a_read)
+        staged = slot.memory[: span.bytes]
+        count = fill(descriptor, [staged.numpy().data], span.offset)
+        if count == span.bytes:
+            targets = [buffer[piece] for piece in span.pieces]
             sources = torch.split(staged, [len(target) for target in targets])
             slot.copied = self._link.copy(list(zip(targets, sources, strict=True)))
         return count
@@ -179,8 +179,8 @@ class CudaLink:
         self._stream.synchronize()
 
 
-def sink_for(device: torch.device, readers: int, block_bytes: int) -> Sink:
+def sink_for(device: torch.device, readers: int, bytes_a_read: int) -> Sink:
     """The sink of a device: the CPU or a CUDA device."""
     if device.type == "cpu":
-        return Mapped() if CAN_MAP else Direct()
-    return Staged(CudaLink(device), readers, block_bytes)
+        return Mapped() if CAN_MAP else HostMemory()
+    return PinnedRing(CudaLink(device), readers, bytes_a_read)

@@ -6,22 +6,22 @@ from torch import Tensor
 
 from qwen_edit.errors import Cancelled
 from qwen_edit.weights.header import TensorEntry
-from qwen_edit.weights.placement import Block, Placement
+from qwen_edit.weights.placement import Placement, Read
 from qwen_edit.weights.sinks import Sink
 
 
 class Stoppable:
-    """A sink that takes no further block once a flag is set."""
+    """A sink that does no further read once a flag is set."""
 
     def __init__(self, sink: Sink, cancelled: Callable[[], bool]) -> None:
         self._sink = sink
         self._cancelled = cancelled
 
-    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], block_bytes: int) -> tuple[Placement, Tensor]:
+    def land(self, descriptor: int, tensors: Mapping[str, TensorEntry], bytes_a_read: int) -> tuple[Placement, Tensor]:
         """See `Sink`."""
-        return self._sink.land(descriptor, tensors, block_bytes)
+        return self._sink.land(descriptor, tensors, bytes_a_read)
 
-    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+    def read(self, descriptor: int, span: Read, buffer: Tensor) -> int:
         """See `Sink`.
 
         Raises:
@@ -29,7 +29,7 @@ class Stoppable:
         """
         if self._cancelled():
             raise Cancelled("the load was cancelled")
-        return self._sink.read(descriptor, block, buffer)
+        return self._sink.read(descriptor, span, buffer)
 
     def join(self) -> None:
         """See `Sink`."""

@@ -6,11 +6,12 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from bench import full_size, gpu
+from bench.gpu import __main__ as gpu
+from bench.gpu import full_size
 from qwen_edit.store.catalog import LIGHTNING, RANK
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
-from qwen_edit.svdq.dense import dense_state_dict
 from qwen_edit.svdq.modules import CONFIG_DEFAULTS, expected_tensors, total_bytes
+from tests.support.dense import dense_state_dict
 from tests.support.places import ROOT
 
 

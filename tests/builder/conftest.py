@@ -6,6 +6,7 @@ import pytest
 from builder.bake.hub import Hub, Patience
 from tests.support import baked
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture
@@ -17,8 +18,8 @@ def remote() -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def hub(remote: LoopbackHub) -> Hub:
-    """The client's side, with little patience."""
-    return Hub(endpoint=remote.url, patience=Patience(attempts=3, wait=0.01, longest=0.02, timeout=5.0))
+    """The client's side, which soon asks again."""
+    return Hub(endpoint=remote.url, patience=Patience(attempts=3, wait=0.01, longest=0.02, timeout=PATIENCE))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from qwen_edit.errors import Cancelled, ModelUnavailable
 from qwen_edit.store.catalog import BASE_FOLDER, BASE_REPOSITORY, CHECKPOINT_REPOSITORY, LIGHTNING, ORIGINAL
 from qwen_edit.store.manifest import Entry, Manifest
 from tests.support import baked
-from tests.support.loopback_hub import LoopbackHub, held
+from tests.support.loopback_hub import LoopbackHub, held, held_in_the_middle
+from tests.support.patience import PATIENCE
 from tests.support.places import ROOT
 from tests.support.programs import events
 
@@ -33,8 +33,15 @@ models = Path(sys.argv[1])
 """
 
 CANCELLED_AT_THE_FIRST_BYTES = """
+import threading
 def begun():
-    return any(path.stat().st_size for path in models.rglob("*lightning*.incomplete"))
+    if not any(path.stat().st_size for path in models.rglob("*lightning*.incomplete")):
+        return False
+    threading.Thread(target=tell, args=(threading.current_thread(),)).start()
+    return True
+def tell(watcher):
+    watcher.join()  # which gives the word to stop, and ends
+    print("stopping", flush=True)
 try:
     fetch_missing(models, begun)
 except Cancelled as error:
@@ -57,7 +64,7 @@ def start(models: Path, remote: LoopbackHub, program: str = "fetch_missing(model
     return subprocess.Popen(
         [sys.executable, "-c", FETCH + program, str(models)],
         cwd=ROOT,
-        env={**os.environ, "HF_ENDPOINT": remote.url, "HF_HUB_DOWNLOAD_TIMEOUT": "60"},
+        env={**os.environ, "HF_ENDPOINT": remote.url, "HF_HUB_DOWNLOAD_TIMEOUT": f"{PATIENCE:g}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,7 +73,7 @@ def start(models: Path, remote: LoopbackHub, program: str = "fetch_missing(model
 
 def end(process: "subprocess.Popen[str]") -> str:
     """What the program printed."""
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return output
 
@@ -83,8 +90,7 @@ def held_first(models: Path, remote: LoopbackHub, gate: threading.Event) -> "sub
     """A worker that waits for the checkpoint until the gate is open."""
     remote.fault(LIGHTNING.file, held(gate))
     first = start(models, remote)
-    while LIGHTNING.file not in remote.fetched() and first.poll() is None:
-        time.sleep(0.01)
+    remote.asked_for(LIGHTNING.file)
     return first
 
 
@@ -131,18 +137,18 @@ def test_waiting_ends_when_the_load_is_cancelled(models: Path) -> None:
 
 
 def test_a_download_that_is_cancelled_ends_between_blocks_and_is_resumed(models: Path, remote: LoopbackHub) -> None:
-    remote.pause = 1.0
-
-    assert (
-        end(start(models, remote, CANCELLED_AT_THE_FIRST_BYTES))
-        == "cancelled: the fetch of the weights was cancelled\n"
-    )
+    gate = threading.Event()
+    remote.fault(LIGHTNING.file, held_in_the_middle(gate))
+    process = start(models, remote, CANCELLED_AT_THE_FIRST_BYTES)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopping\n"
+    gate.set()
+    assert end(process) == "cancelled: the fetch of the weights was cancelled\n"
 
     assert not (models / LIGHTNING.path).exists()
     (partial,) = models.rglob(f"{LIGHTNING.file}.*.incomplete")
     size = partial.stat().st_size
     remote.heal()
-    remote.pause = 0.0
     end(start(models, remote))
     assert [seen.range for seen in remote.seen if seen.path == LIGHTNING.file] == [f"bytes={size}-"]
     assert verify(models, every_byte=True).ok

@@ -9,6 +9,7 @@ from qwen_edit.edit.bucket import ATTEMPTS, EXPIRY_S, Bucket, _region
 from qwen_edit.errors import InternalError
 from qwen_edit.settings import BucketSettings
 from tests.support.object_store import BUCKET, ObjectStore, download, object_store
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +18,9 @@ def store() -> Iterator[ObjectStore]:
         yield store
 
 
-def refusal(settings: BucketSettings) -> str:
+def refusal(settings: BucketSettings, read_timeout: float = PATIENCE) -> str:
     with pytest.raises(InternalError) as caught:
-        Bucket(settings, read_timeout=0.2).upload("folder/0.png", b"picture", "image/png")
+        Bucket(settings, read_timeout).upload("folder/0.png", b"picture", "image/png")
     sentence = caught.value.sentence
     for secret in (settings.access_key_id, settings.secret_access_key, settings.endpoint_url, "folder"):
         assert secret not in sentence
@@ -76,17 +77,17 @@ def test_a_missing_bucket_is_said(store: ObjectStore) -> None:
 
 
 def test_a_server_that_is_gone_is_said(store: ObjectStore) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-
-    sentence = refusal(store.with_settings(endpoint_url=f"http://127.0.0.1:{port}"))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))  # taken, so that nobody else listens there, and not listened on
+        sentence = refusal(store.with_settings(endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}"))
 
     assert sentence.endswith("cannot be reached or does not answer (EndpointConnectionError)")
 
 
 def test_a_server_that_says_nothing_is_given_up_after_three_attempts(store: ObjectStore) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sentence = refusal(store.with_settings(endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}"))
+        silent = store.with_settings(endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}")
+        sentence = refusal(silent, read_timeout=0.1)
         server.setblocking(False)
         for _ in range(ATTEMPTS):
             server.accept()[0].close()

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from qwen_edit.settings import Settings
 from tests.support.object_store import ObjectStore, download, object_store
 
 MODEL = ModelInfo(
+    worker_version="0.1.0",
     base_model="Qwen/Qwen-Image-Edit",
     checkpoint="checkpoint.safetensors",
     repository=None,
@@ -110,7 +112,8 @@ def test_what_fits_is_sent_as_it_was_asked_for(pictures: list[Image.Image]) -> N
 
 def test_the_size_is_that_of_the_body_that_is_posted(pictures: list[Image.Image], store: ObjectStore) -> None:
     replies = [reply_to(pictures[:count]) for count in (1, 2)]
-    replies.append(reply_to(pictures, bucket=Bucket(store.settings), **{"return": "url"}))
+    by_url: dict[str, Any] = {"return": "url"}
+    replies.append(reply_to(pictures, bucket=Bucket(store.settings), **by_url))
 
     for reply in replies:
         assert size_of(reply.response) == len(body(reply))
@@ -204,7 +207,7 @@ def test_a_format_that_was_asked_for_by_name_stays(pictures: list[Image.Image], 
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_sizes_and_the_ways_out(
-    pictures: list[Image.Image], fields: dict[str, object], ways: str
+    pictures: list[Image.Image], fields: dict[str, Any], ways: str
 ) -> None:
     with pytest.raises(OutputTooLarge) as caught:
         reply_to(pictures, limit=12_345, **fields)
@@ -307,7 +310,7 @@ def test_the_smaller_files_are_smaller_and_of_the_same_pixels(photo: Image.Image
     plain = write.encode(photo, "png", 95)
 
     for output_format in ("png", "webp"):
-        smaller = write.encode_smaller(photo, output_format)  # type: ignore[arg-type]
+        smaller = write.encode_smaller(photo, output_format)
         assert len(smaller) < len(plain)
         assert decoded(smaller)[0] == output_format.upper()
         assert np.array_equal(decoded(smaller)[1], np.asarray(photo))

@@ -1,5 +1,6 @@
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_guidance_without_a_negative_prompt_uses_the_default_one() -> None:
 
 @pytest.mark.parametrize(("on_disk", "fields"), [(LIGHTNING_ONLY, {}), (ORIGINAL_ONLY, {"true_cfg_scale": 1})])
 def test_a_negative_prompt_is_not_used_without_guidance(
-    on_disk: tuple[Checkpoint, ...], fields: dict[str, object]
+    on_disk: tuple[Checkpoint, ...], fields: dict[str, Any]
 ) -> None:
     assert planned(on_disk, **fields).negative_prompt is None
     assert planned(on_disk, **fields).warnings == ()
@@ -138,7 +139,7 @@ def test_a_seed_is_kept() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"seed": -1}])
-def test_a_seed_that_is_left_open_is_drawn_anew(fields: dict[str, object]) -> None:
+def test_a_seed_that_is_left_open_is_drawn_anew(fields: dict[str, Any]) -> None:
     seeds = {planned(**fields).seed for _ in range(64)}
     assert len(seeds) == 64
     assert all(0 <= seed <= MAX_SEED for seed in seeds)

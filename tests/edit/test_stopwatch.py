@@ -1,49 +1,71 @@
-import time
+from collections.abc import Callable
 
 import pytest
 
+from qwen_edit.edit import stopwatch
 from qwen_edit.edit.stopwatch import Stopwatch
+from tests.support.clock import Clock
 
 
-def test_each_moment_is_charged_to_the_innermost_stage() -> None:
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let milliseconds go by."""
+    clock = Clock()
+    monkeypatch.setattr(stopwatch, "time", clock)
+
+    def work(milliseconds: float) -> None:
+        clock.now += milliseconds / 1000
+
+    return work
+
+
+def test_each_moment_is_charged_to_the_innermost_stage(work: Callable[[float], None]) -> None:
     watch = Stopwatch()
-    began = time.perf_counter()
+    work(1000)
     with watch.stage("outer"):
-        time.sleep(0.01)
+        work(10)
         with watch.stage("inner"):
-            time.sleep(0.03)
-        time.sleep(0.01)
-    total = (time.perf_counter() - began) * 1000
+            work(30)
+        work(5)
+    work(1000)
 
-    assert watch.milliseconds["inner"] >= 30
-    assert watch.milliseconds["outer"] >= 20
-    assert watch.milliseconds["inner"] + watch.milliseconds["outer"] <= total
+    assert watch.milliseconds == pytest.approx({"inner": 30, "outer": 15})
 
 
-def test_a_stage_that_is_entered_twice_adds_up() -> None:
+def test_a_stage_that_is_entered_twice_adds_up(work: Callable[[float], None]) -> None:
     watch = Stopwatch()
     for _ in range(2):
         with watch.stage("decode"):
-            time.sleep(0.01)
+            work(10)
+        work(1000)
 
-    assert watch.milliseconds["decode"] >= 20
+    assert watch.milliseconds == pytest.approx({"decode": 20})
 
 
-def test_the_device_is_waited_for_before_each_reading() -> None:
-    readings = []
-    watch = Stopwatch(lambda: readings.append(time.perf_counter()))
+def test_the_device_is_waited_for_before_each_reading(work: Callable[[float], None]) -> None:
+    waits: list[None] = []
+
+    def settle() -> None:
+        waits.append(None)
+        work(10)
+
+    watch = Stopwatch(settle)
     with watch.stage("denoise"):
-        assert len(readings) == 1
+        assert len(waits) == 1
 
-    assert len(readings) == 2
+    assert len(waits) == 2
+    assert watch.milliseconds == pytest.approx({"denoise": 10})
 
 
-def test_a_stage_that_fails_is_charged_and_closed() -> None:
+def test_a_stage_that_fails_is_charged_and_closed(work: Callable[[float], None]) -> None:
+    def work_and_fail() -> None:
+        work(20)
+        raise ValueError("no")
+
     watch = Stopwatch()
     with watch.stage("outer"):
         with pytest.raises(ValueError, match="no"), watch.stage("inner"):
-            raise ValueError("no")
-        time.sleep(0.01)
+            work_and_fail()
+        work(10)
 
-    assert watch.milliseconds["outer"] >= 10
-    assert "inner" in watch.milliseconds
+    assert watch.milliseconds == pytest.approx({"inner": 20, "outer": 10})

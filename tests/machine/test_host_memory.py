@@ -12,7 +12,7 @@ from qwen_edit.machine.host_memory import (
     require_enough,
 )
 
-BLOCK_BYTES = 100_000
+BYTES_A_READ = 100_000
 BLOCKS = 2_000
 
 
@@ -22,12 +22,12 @@ def resident_bytes() -> int:
 
 
 def test_memory_between_blocks_that_stay_goes_back_to_the_system() -> None:
-    blocks = [bytearray(BLOCK_BYTES) for _ in range(BLOCKS)]
+    blocks = [bytearray(BYTES_A_READ) for _ in range(BLOCKS)]
     kept = blocks[::100]
     del blocks
     before = resident_bytes()
     release_free_memory()
-    assert before - resident_bytes() > 0.5 * BLOCK_BYTES * BLOCKS
+    assert before - resident_bytes() > 0.5 * BYTES_A_READ * BLOCKS
     assert len(kept) == BLOCKS / 100
 
 

@@ -12,6 +12,8 @@ from qwen_edit.model.blank import WithoutMemory, assign_tensors
 class Rotary(nn.Module):
     """A linear layer, a table that no checkpoint holds, and a tensor that is a plain attribute."""
 
+    table: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)

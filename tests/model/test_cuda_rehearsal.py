@@ -10,23 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from torch import Tensor
 
-from qwen_edit.edit.hooks import Step
+from qwen_edit.edit.hooks import Hooks, Step
 from qwen_edit.edit.plan import Plan
-from qwen_edit.loading import loader as loading
+from qwen_edit.loading import incoming as loading
 from qwen_edit.loading.loader import Loader
-from qwen_edit.machine.backend import BackendName, Choice
-from qwen_edit.machine.device import Setup
-from qwen_edit.machine.gpu_memory import MemoryPlan
+from qwen_edit.machine.backend import BackendName
+from qwen_edit.machine.device import MachineSetup
+from qwen_edit.machine.gpu_memory import MemoryWay
+from qwen_edit.machine.setup import Choice
+from qwen_edit.model import sampling
 from qwen_edit.model.pipeline import EditPipeline
-from qwen_edit.model.transformer.expansion import RECIPES, expand, groups_of
+from qwen_edit.model.sampling import decode, denoise
+from qwen_edit.model.transformer.expansion import FORMATS, expand, portions_of
 from qwen_edit.model.transformer.fp8_linear import Fp8Linear
 from qwen_edit.store.catalog import LIGHTNING, ORIGINAL
 from qwen_edit.store.folder import base_weights
-from qwen_edit.svdq import read_header
+from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.svdq.fp8 import quantize_rows
 from qwen_edit.weights import sinks
 from qwen_edit.weights.reader import Weights
@@ -46,7 +48,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedCuda]:
     with simulated_cuda() as device:
         monkeypatch.setattr(sinks, "CudaLink", lambda _device: Link())
         monkeypatch.setattr(loading, "ThreadPoolExecutor", partial(ThreadPoolExecutor, initializer=device.enter_thread))
-        monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _area, _ratio: (SIDE, SIDE, None))
+        monkeypatch.setattr(sampling, "default_size", lambda _size: (SIDE, SIDE))
         yield device
 
 
@@ -63,16 +65,16 @@ def small(photo: Image.Image) -> Image.Image:
 
 
 def loaded(models: Path, backend: BackendName = "dense") -> tuple[Loader, EditPipeline]:
-    plan = MemoryPlan("none", tiling=False, load=0, edit=0, host=0)
-    loader = Loader(models, Setup(CUDA, Choice(backend, ""), plan))
-    with loader.begin(base_weights(models), LIGHTNING, lambda: False) as arriving:
-        return loader, loader.assemble(arriving, LIGHTNING, compiled=False)
+    way = MemoryWay(backend, "none", tiling=False, load=0, edit=0, host=0)
+    loader = Loader(models, MachineSetup(CUDA, Choice(backend, ""), way))
+    with loader.begin(base_weights(models), LIGHTNING, lambda: False) as incoming:
+        return loader, loader.assemble(incoming, LIGHTNING, compiled=False)
 
 
 def render(
     pipeline: EditPipeline, picture: Image.Image, plan: Plan = GUIDED, on_step: Callable[[Step], None] = lambda _: None
 ) -> np.ndarray:
-    (rendered,) = pipeline.render(picture, "snow", plan, on_step, lambda: False)
+    (rendered,) = decode(pipeline, denoise(pipeline, picture, "snow", plan, Hooks(on_step)))
     return np.asarray(rendered)
 
 
@@ -129,10 +131,10 @@ def test_a_block_is_expanded_on_the_device_in_two_looks_at_its_numbers(
     cuda: SimulatedCuda, models: Path, backend: BackendName
 ) -> None:
     path = models / LIGHTNING.path
-    info, recipe = read_header(path), RECIPES[backend]
+    info, form = read_header(path), FORMATS[backend]
 
-    with Weights([path], CUDA, groups={path: groups_of(info, recipe)}) as weights:
-        expanded = expand(info, weights.groups(path), recipe, torch.bfloat16)
+    with Weights([path], CUDA, portions={path: portions_of(info, form)}) as weights:
+        expanded = expand(info, weights.portions(path), form, torch.bfloat16)
 
     assert all(isinstance(tensor, OnDevice) for tensor in expanded.tensors.values())
     assert len(cuda.waits) == 1 + 2 * info.num_layers  # at the weights and at the modulations; and outside of blocks

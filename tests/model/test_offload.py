@@ -3,14 +3,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from qwen_edit import Editor
 from qwen_edit.edit.plan import Plan
 from qwen_edit.model import offload
-from qwen_edit.model.offload import Parked, Turns
+from qwen_edit.model.offload import DeviceTurns, Parked
+from qwen_edit.model.pipeline import EditPipeline
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import LIGHTNING
+from tests.support.edits import render
 
 CPU = torch.device("cpu")
 
@@ -173,7 +176,7 @@ def test_memory_that_does_not_suffice_leaves_it_out(model: Model, monkeypatch: p
 
 
 def test_one_turn_ends_the_other() -> None:
-    turns, one, two = Turns(CPU), Model(), Model()
+    turns, one, two = DeviceTurns(CPU), Model(), Model()
     turns.add(one)
     turns.add(two)
 
@@ -181,74 +184,60 @@ def test_one_turn_ends_the_other() -> None:
     assert (is_here(one), is_here(two)) == (True, False)
     turns.bring(two)
     assert (is_here(one), is_here(two)) == (False, True)
-    with turns.on_device(one):
-        assert (is_here(one), is_here(two)) == (True, False)
-    assert (is_here(one), is_here(two)) == (False, False)
+    turns.bring(one)
+    assert (is_here(one), is_here(two)) == (True, False)
 
 
-def test_a_call_begins_a_turn() -> None:
-    turns, models, x = Turns(CPU), [Model(), Model()], torch.randn(2, 20)
+def test_a_module_computes_in_its_turn_what_it_computed_before() -> None:
+    turns, models, x = DeviceTurns(CPU), [Model(), Model()], torch.randn(2, 20)
     outputs = [model(x) for model in models]
     for model in models:
         turns.add(model)
 
     for model, output in zip(models * 2, outputs * 2, strict=True):
+        turns.bring(model)
         assert torch.equal(model(x), output)
         assert [is_here(one) for one in models] == [one is model for one in models]
 
 
-def test_a_turn_begins_before_a_hook_that_was_there_before_it() -> None:
-    turns, model, seen = Turns(CPU), Model(), []
-    model.register_forward_pre_hook(lambda called, _args: seen.append(is_here(called)))
-    turns.add(model)
-
-    model(torch.randn(2, 20))
-
-    assert seen == [True]
-
-
-def test_an_edit_is_the_same_where_the_text_encoder_and_the_transformer_take_turns(models: Path, photo) -> None:
-    pipeline = Editor.load(Settings(models=models, device="cpu"))._pipeline
+def test_an_edit_is_the_same_where_the_text_encoder_and_the_transformer_take_turns(
+    models: Path, photo: Image.Image
+) -> None:
     plan = Plan(LIGHTNING, 1, true_cfg_scale=1.0, negative_prompt=None, seed=4, width=256, height=256, num_images=1)
+    whole = Editor.load(Settings(models=models, device="cpu")).pipeline
+    in_turns = assembled(models, DeviceTurns(CPU))
 
-    def render() -> bytes:
-        pipeline.contents.clear()  # what it has encoded before
-        (picture,) = pipeline.render(photo, "make it snow", plan, lambda step: None, lambda: False)
-        return picture.tobytes()
+    picture = render(whole, photo, plan).tobytes()
+    again = []
+    for _ in range(2):
+        in_turns.contents.clear()  # what it has encoded before
+        again.append(render(in_turns, photo, plan).tobytes())
 
-    picture = render()
-    turns = Turns(CPU)
-    turns.add(pipeline.text_encoder)
-    turns.add(pipeline.transformer)
-
-    assert [render(), render()] == [picture, picture]
+    assert again == [picture, picture]
+    assert not any(parameter.numel() for parameter in in_turns.prompts.text_encoder.parameters())
 
 
-def test_a_turn_ends_with_an_error() -> None:
-    turns, model = Turns(CPU), Model()
-    turns.add(model)
-
-    with pytest.raises(ValueError, match="in between"), turns.on_device(model):
-        raise ValueError("in between")
-
-    assert not is_here(model)
+def assembled(models: Path, turns: DeviceTurns) -> EditPipeline:
+    """The pipeline as a load builds it for a device that the model does not fit as a whole."""
+    loaded = Editor.load(Settings(models=models, device="cpu")).pipeline
+    pipeline = EditPipeline(loaded.prompts, loaded.vae, CPU, torch.float32, turns=turns)
+    pipeline.use(loaded.scheduler, loaded.transformer, loaded.modulations, "dense", in_turns=True)
+    return pipeline
 
 
 def test_a_module_that_was_not_added_stays_where_it_is() -> None:
-    turns, stays, waits = Turns(CPU), Model(), Model()
+    turns, stays, waits = DeviceTurns(CPU), Model(), Model()
     turns.add(waits)
     turns.bring(waits)
 
     turns.bring(stays)
-    with turns.on_device(stays):
-        pass
 
     assert is_here(stays)
     assert is_here(waits)
 
 
 def test_a_module_that_is_removed_takes_no_more_turns_and_its_memory_is_let_go() -> None:
-    turns, model = Turns(CPU), Model()
+    turns, model = DeviceTurns(CPU), Model()
     turns.add(model)
     home = weakref.ref(turns._parked[model]._homes[-1].memory)
 
@@ -257,7 +246,6 @@ def test_a_module_that_is_removed_takes_no_more_turns_and_its_memory_is_let_go()
     assert home() is None
     turns.bring(model)
     assert not is_here(model)
-    assert not model._forward_pre_hooks
 
 
 def is_here(model: Model) -> bool:
@@ -267,7 +255,7 @@ def is_here(model: Model) -> bool:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_weights_take_turns_on_a_gpu() -> None:
-    device, turns, x = torch.device("cuda"), Turns(torch.device("cuda")), torch.randn(2, 20)
+    device, turns, x = torch.device("cuda"), DeviceTurns(torch.device("cuda")), torch.randn(2, 20)
     models = [Model(), Model()]
     outputs = [model(x) for model in models]
     x.to(device) @ x.to(device).t()  # for the memory that cuBLAS keeps from its first product on

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwen_edit.edit.hooks import Step
+from qwen_edit.edit.hooks import Hooks, Step
 from qwen_edit.edit.plan import Plan
 from qwen_edit.errors import Cancelled, OutOfMemory
+from qwen_edit.model import render as module
 from qwen_edit.model.render import IN_TILES, ONE_AT_A_TIME, render
 from qwen_edit.store.catalog import LIGHTNING
 
@@ -25,17 +26,17 @@ class Device:
         self.is_saving = False
         self.calls: list[tuple[str, list[int], bool]] = []
 
-    def denoise(self, _picture: object, _prompt: str, plan: Plan, on_step: Any, cancelled: Any) -> list[int]:
+    def denoise(self, _picture: object, _prompt: str, plan: Plan, hooks: Hooks, _first: None) -> list[int]:
         assert 0 <= plan.seed < 2**63
         seeds = [(plan.seed + i) % 2**63 for i in range(plan.num_images)]
         self.calls.append(("denoise", seeds, self.is_saving))
         full_at = self._full_at.pop(0) if self._full_at else None
         for number in range(1, plan.steps + 1):
-            if cancelled():
+            if hooks.is_cancelled():
                 raise Cancelled("the edit was cancelled")
             if number == full_at:
                 raise OutOfMemory("full")
-            on_step(Step(number, plan.steps, lambda: PHOTO))
+            hooks.on_step(Step(number, plan.steps, lambda: PHOTO))
         return seeds
 
     def decode(self, latents: list[int]) -> list[int]:
@@ -54,10 +55,16 @@ class Device:
             self.is_saving = False
 
 
+@pytest.fixture(autouse=True)
+def _on_that_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "denoise", Device.denoise)
+    monkeypatch.setattr(module, "decode", Device.decode)
+
+
 def run(device: Any, plan: Plan = PLAN) -> tuple[list[Any], tuple[str, ...], list[int]]:
     """The pictures, the warnings, and the steps that were told."""
     told: list[int] = []
-    pictures, warnings = render(device, PHOTO, "snow", plan, lambda step: told.append(step.number), lambda: False)
+    pictures, warnings = render(device, PHOTO, "snow", plan, Hooks(lambda step: told.append(step.number)))
     return pictures, warnings, told
 
 
@@ -114,7 +121,7 @@ def test_each_picture_that_is_made_alone_is_an_equal_part_of_the_steps() -> None
     def on_step(step: Step) -> None:
         told.append((len(device.calls) - 2, step.number))
 
-    render(device, PHOTO, "snow", replace(PLAN, num_images=4), on_step, lambda: False)  # type: ignore[arg-type]
+    render(device, PHOTO, "snow", replace(PLAN, num_images=4), Hooks(on_step))  # type: ignore[arg-type]
 
     assert told == [(0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (2, 6), (3, 7), (3, 8)]
 
@@ -133,6 +140,6 @@ def test_a_cancelled_edit_is_not_tried_again() -> None:
     device = Device()
 
     with pytest.raises(Cancelled):
-        render(device, PHOTO, "snow", PLAN, lambda step: None, lambda: True)  # type: ignore[arg-type]
+        render(device, PHOTO, "snow", PLAN, Hooks(is_cancelled=lambda: True))  # type: ignore[arg-type]
 
     assert len(device.calls) == 1

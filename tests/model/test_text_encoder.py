@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
@@ -25,10 +26,8 @@ def folder(models: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def inputs(editor: Editor, photo: object) -> dict[str, Tensor]:
-    pipeline = editor._pipeline
-    features = pipeline.processor([pipeline.prompt_template_encode.format("make it snow")], photo)
-    return dict(features)
+def inputs(editor: Editor, photo: Image.Image) -> dict[str, Tensor]:
+    return editor.pipeline.prompts.inputs("make it snow", photo)._asdict()
 
 
 def load(folder: Path) -> Qwen2_5_VLModel:
@@ -37,12 +36,13 @@ def load(folder: Path) -> Qwen2_5_VLModel:
 
 def hidden_states(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.inference_mode():
-        return model(**inputs, output_hidden_states=True).hidden_states[-1]
+        states: tuple[Tensor, ...] = model(**inputs, output_hidden_states=True).hidden_states
+    return states[-1]
 
 
 def full_model(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     """transformers' own model with `lm_head`, loaded by transformers alone."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for shard in folder.glob("*.safetensors"):
         tensors |= {name: tensor.float() for name, tensor in load_file(shard).items()}
     today = {
@@ -82,6 +82,16 @@ def test_the_pictures_tokens_have_three_dimensional_positions(folder: Path, inpu
     assert picture[0].unique().numel() == 1
     assert picture[1].unique().numel() == rows
     assert picture[2].unique().numel() == columns
+
+
+def test_a_plain_call_with_positional_arguments_has_them_too(folder: Path, inputs: dict[str, Tensor]) -> None:
+    ours = load(folder)
+    names = ("input_ids", "attention_mask")
+    rest = {name: tensor for name, tensor in inputs.items() if name not in names}
+
+    with torch.inference_mode():
+        positional = ours(*(inputs[name] for name in names), **rest).last_hidden_state
+        assert torch.equal(positional, ours(**inputs).last_hidden_state)
 
 
 def test_lm_head_is_left_out(folder: Path) -> None:

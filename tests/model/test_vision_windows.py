@@ -9,13 +9,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig, Qwen2_5_VLVisionConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VisionTransformerPretrainedModel,
-    Qwen2_5_VLModel,
-)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from qwen_edit.model.text_encoder import load_text_encoder
-from qwen_edit.model.vision_windows import Windows, batch_windows
+from qwen_edit.model.vision_windows import Windows, batch_windows, window_inputs
 from qwen_edit.store.catalog import BASE_FOLDER
 from tests.support.reading import read_folder
 
@@ -54,7 +52,7 @@ class Attentions(TorchFunctionMode):
 
 
 @pytest.fixture(scope="module")
-def stock() -> Qwen2_5_VisionTransformerPretrainedModel:
+def stock() -> Tower:
     """A random tower with the published windows; its weights are so large that attention decides the result."""
     torch.manual_seed(2)
     config = Qwen2_5_VLVisionConfig(
@@ -66,11 +64,11 @@ def stock() -> Qwen2_5_VisionTransformerPretrainedModel:
         out_hidden_size=24,
         initializer_range=0.2,
     )
-    return Qwen2_5_VisionTransformerPretrainedModel(config).eval()
+    return Tower(config).eval()
 
 
 @pytest.fixture(scope="module")
-def ours(stock: Qwen2_5_VisionTransformerPretrainedModel) -> Qwen2_5_VisionTransformerPretrainedModel:
+def ours(stock: Tower) -> Tower:
     tower = deepcopy(stock)
     batch_windows(tower)
     return tower
@@ -82,44 +80,46 @@ def text_encoder(models: Path) -> Qwen2_5_VLModel:
     return load_text_encoder(folder, read_folder(folder, CPU, torch.float32))
 
 
-def run(tower: Qwen2_5_VisionTransformerPretrainedModel, grid: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """The tokens before and after the merger."""
+def run(tower: Tower, grid: list[list[int]], *, given: bool = False) -> tuple[Tensor, Tensor]:
+    """The tokens before and after the merger; `given` what is known of the windows, or as anybody calls a tower."""
     grid_thw = torch.tensor(grid)
     torch.manual_seed(3)
     patches = torch.randn(int(grid_thw.prod(-1).sum()), 3 * 2 * 14**2, device=tower.device)
     with torch.inference_mode():
-        output = tower(patches, grid_thw=grid_thw)
+        output = tower(patches, grid_thw=grid_thw, **(window_inputs(tower, grid_thw) if given else {}))
     return output.last_hidden_state, output.pooler_output
 
 
-def attentions(
-    tower: Qwen2_5_VisionTransformerPretrainedModel, grid: list[list[int]]
-) -> list[tuple[tuple[int, ...], bool]]:
-    with Attentions() as seen:
+def attentions(tower: Tower, grid: list[list[int]]) -> list[tuple[tuple[int, ...], bool]]:
+    seen = Attentions()
+    with seen:
         run(tower, grid)
     return seen.calls
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_the_tower_gives_what_the_stock_one_does(stock, ours, grid: list[list[int]]) -> None:
-    torch.testing.assert_close(run(ours, grid), run(stock, grid), rtol=1e-5, atol=1e-5)
+def test_the_tower_gives_what_the_stock_one_does(stock: Tower, ours: Tower, grid: list[list[int]]) -> None:
+    expected = run(stock, grid)
+
+    torch.testing.assert_close(run(ours, grid, given=True), expected, rtol=1e-5, atol=1e-5)
+    assert all(map(torch.equal, run(ours, grid), run(ours, grid, given=True)))
 
 
 @pytest.mark.parametrize("grid", [EVEN, UNEVEN], ids=["even", "uneven"])
-def test_every_layer_is_one_call_of_attention(ours, grid: list[list[int]]) -> None:
+def test_every_layer_is_one_call_of_attention(ours: Tower, grid: list[list[int]]) -> None:
     assert len(attentions(ours, grid)) == DEPTH
 
 
-def test_the_stock_tower_takes_one_call_a_window(stock) -> None:
+def test_the_stock_tower_takes_one_call_a_window(stock: Tower) -> None:
     assert len(attentions(stock, UNEVEN)) == 2 * 12 + 2
 
 
-def test_equal_windows_are_not_masked(ours) -> None:
+def test_equal_windows_are_not_masked(ours: Tower) -> None:
     windowed, full = ((6, 2, 64, 16), False), ((1, 2, 384, 16), False)
     assert attentions(ours, EVEN) == [windowed, full, windowed, full]
 
 
-def test_unequal_windows_are_masked_and_whole_pictures_are_not(ours) -> None:
+def test_unequal_windows_are_masked_and_whole_pictures_are_not(ours: Tower) -> None:
     windowed, full = ((12, 2, 64, 16), True), ((1, 2, 468, 16), False)
     assert attentions(ours, UNEVEN) == [windowed, full, windowed, full]
 
@@ -139,14 +139,14 @@ def test_a_windows_mask_shows_its_own_tokens_alone() -> None:
     assert own == [[0, 1, 2], [3], [4, 5]]
 
 
-def test_nothing_but_the_grid_is_read_back_from_the_device(ours) -> None:
+def test_nothing_but_the_grid_is_read_back_from_the_device(ours: Tower) -> None:
     """A tensor on the meta device has no numbers: reading one is an error."""
     tower = deepcopy(ours).to("meta")
-    before, after = run(tower, UNEVEN)
+    before, after = run(tower, UNEVEN, given=True)
     assert (before.shape, after.shape) == ((468, 32), (117, 24))
 
 
-def test_the_weights_keep_their_names(stock, ours) -> None:
+def test_the_weights_keep_their_names(stock: Tower, ours: Tower) -> None:
     assert list(ours.state_dict()) == list(stock.state_dict())
 
 

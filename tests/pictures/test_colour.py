@@ -1,6 +1,7 @@
 import contextlib
 import struct
 import zlib
+from typing import cast
 
 import pytest
 from PIL import ExifTags, Image, ImageOps
@@ -84,8 +85,8 @@ def test_a_transparent_palette_entry_is_white(file_format: str) -> None:
 def test_alpha_in_a_palette_is_laid_over_white() -> None:
     picture = flag().quantize(4)
     alphas = [255] * 4
-    alphas[picture.getpixel((0, 0))] = 0  # type: ignore[index]
-    alphas[picture.getpixel((47, 0))] = 128  # type: ignore[index]
+    for corner, alpha in (((0, 0), 0), ((47, 0), 128)):
+        alphas[cast(int, picture.getpixel(corner))] = alpha
     data = file_of(picture, "PNG", transparency=bytes(alphas))
     assert_close(read_corners(data), (WHITE, (127, 255, 127), BLUE, YELLOW), 1)
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -139,19 +140,18 @@ def test_where_warnings_are_errors_a_picture_that_pillow_warns_about_is_refused(
             read.read(png(10_000, 10_000, (b"IDAT", b"")))
 
 
-def test_a_program_that_asks_for_it_prints_nothing() -> None:
+def test_a_program_that_asks_for_it_prints_nothing_and_pillows_limit_is_left_alone(tmp_path: Path) -> None:
+    files = [tmp_path / "warned.tiff", tmp_path / "surplus.png"]
+    files[0].write_bytes(tiff_that_pillow_warns_about())
+    files[1].write_bytes(png(9, 9, (b"IDAT", zlib.compress(b"\0" * 300))))
     code = (
-        "import sys; from qwen_edit.pictures.read import ignore_pillows_warnings, read\n"
-        "ignore_pillows_warnings(); read(sys.stdin.buffer.read())"
-    )
-    for data in (tiff_that_pillow_warns_about(), png(9, 9, (b"IDAT", zlib.compress(b"\0" * 300)))):
-        done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
-        assert (done.stdout, done.stderr) == (b"", b"")
-
-
-def test_the_limit_of_pillow_is_left_alone() -> None:
-    code = (
-        "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; import qwen_edit.pictures.read; "
+        "import pathlib, sys; from PIL import Image; before = Image.MAX_IMAGE_PIXELS\n"
+        "from qwen_edit.pictures.read import ignore_pillows_warnings, read\n"
+        "ignore_pillows_warnings()\n"
+        "for file in sys.argv[1:]: read(pathlib.Path(file).read_bytes())\n"
         "assert before == Image.MAX_IMAGE_PIXELS"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+    done = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, check=True)
+
+    assert (done.stdout, done.stderr) == (b"", b"")

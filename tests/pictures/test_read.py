@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageChops, ImageStat
 
+from qwen_edit.contract.response import OutputFormat
 from qwen_edit.errors import ImageTooLarge, InvalidImage, InvalidRequest
 from qwen_edit.pictures import read, write
 from tests.support.pictures import (
@@ -184,8 +185,8 @@ def test_every_exif_orientation_comes_out_the_right_way_up(file_format: str, ori
     stored = flag() if orientation == 1 else flag().transpose(store[orientation])
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(file_format, {})
-    decoded = read.read(file_of(stored, file_format, exif=exif, **options))
+    exact: dict[str, dict[str, int]] = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    decoded = read.read(file_of(stored, file_format, exif=exif, **exact.get(file_format, {})))
     assert decoded.picture.size == (48, 32)
     assert_close(corners(decoded.picture), FLAG, 2)
 
@@ -259,18 +260,18 @@ def difference(picture: Image.Image, data: bytes) -> float:
 
 
 @pytest.mark.parametrize(("output_format", "allowed"), [("png", 0.0), ("jpeg", 3.0), ("webp", 3.0)])
-def test_what_is_encoded_decodes_to_the_same_picture(output_format: str, allowed: float) -> None:
+def test_what_is_encoded_decodes_to_the_same_picture(output_format: OutputFormat, allowed: float) -> None:
     picture = photo(320, 208)
-    data = write.encode(picture, output_format, 95)  # type: ignore[arg-type]
+    data = write.encode(picture, output_format, 95)
     with Image.open(io.BytesIO(data)) as decoded:
         assert (decoded.format, decoded.size, decoded.mode) == (output_format.upper(), (320, 208), "RGB")
     assert difference(picture, data) <= allowed
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
-def test_a_higher_quality_is_more_bytes_and_less_difference(output_format: str) -> None:
+def test_a_higher_quality_is_more_bytes_and_less_difference(output_format: OutputFormat) -> None:
     picture = photo(320, 208)
-    files = [write.encode(picture, output_format, quality) for quality in (1, 50, 89, 90, 100)]  # type: ignore[arg-type]
+    files = [write.encode(picture, output_format, quality) for quality in (1, 50, 89, 90, 100)]
     differences = [difference(picture, data) for data in files]
     for (smaller, larger), (more, less) in zip(pairwise(files), pairwise(differences), strict=True):
         assert len(smaller) < len(larger)

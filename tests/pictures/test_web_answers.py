@@ -3,17 +3,17 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_edit import public_addresses
 from qwen_edit.errors import EditError, ImageTooLarge, InvalidImage
+from tests.support.clock import Clock
 from tests.support.https_site import (
     IPV6,
     LOOPBACK,
-    Answer,
     Site,
     download,
     file_answer,
@@ -23,6 +23,7 @@ from tests.support.https_site import (
     site,
     watched,
 )
+from tests.support.patience import PATIENCE
 
 BODY = bytes(range(256))
 
@@ -154,7 +155,7 @@ def server() -> Iterator[Site]:
         yield server
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(head=st.sampled_from(HEADS), rest=st.binary(max_size=60), end=st.sampled_from([b"", b"\r\n\r\n"]))
 def test_any_bytes_of_a_server_give_bytes_or_a_sentence(server: Site, head: bytes, rest: bytes, end: bytes) -> None:
     server.answer = sends(head, rest, end)
@@ -167,73 +168,69 @@ def test_any_bytes_of_a_server_give_bytes_or_a_sentence(server: Site, head: byte
     assert set(connections) <= {(LOOPBACK, server.port), (LOOPBACK, 443)}
 
 
-def drips(head: bytes, drop: bytes) -> Answer:
-    """An answer that goes on far beyond the test's deadline, never silent for as long as that."""
-
-    def answer(connection: ssl.SSLSocket, _: str) -> None:
-        connection.sendall(head)
-        for _ in range(1000):
-            connection.sendall(drop)
-            threading.Event().wait(0.02)
-
-    return answer
-
-
-def is_silent(connection: ssl.SSLSocket, _: str) -> None:
-    connection.recv(1)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which a deadline is kept."""
+    clock = Clock()
+    monkeypatch.setattr(public_addresses, "time", clock)
+    return clock
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("head", "drop"),
     [
-        is_silent,
-        drips(b"HTTP/1.1 200 OK\r\nX: ", b"a"),
-        drips(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
-        drips(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n", b"a"),
-        drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: a\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n", b"a"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: a\r\n"),
     ],
-    ids=["silent", "headers", "hints", "body", "trailers"],
+    ids=["headers", "hints", "body", "trailers"],
 )
-def test_a_server_that_is_silent_or_drips_is_left_at_the_deadline(answer: Answer) -> None:
+def test_a_server_that_drips_is_left_at_the_deadline(head: bytes, drop: bytes, clock: Clock) -> None:
+    def answer(connection: ssl.SSLSocket, _: str) -> None:
+        connection.sendall(head)
+        for _second in range(1000):
+            clock.now += 1
+            connection.sendall(drop)  # a record of its own, for which the client has to ask
+
     with site(answer) as server, pytest.raises(InvalidImage) as caught:
-        download(f"https://pictures.test:{server.port}/?secret", seconds=0.3)
-    assert caught.value.sentence == "image is a URL at pictures.test, which did not send the file within 0.3 seconds"
+        download(f"https://pictures.test:{server.port}/?secret", seconds=PATIENCE)
+    assert caught.value.sentence == "image is a URL at pictures.test, which did not send the file within 120 seconds"
 
 
-def test_slow_redirects_share_one_deadline() -> None:
+def test_slow_redirects_share_one_deadline(clock: Clock) -> None:
     def answer(connection: ssl.SSLSocket, head: str) -> None:
-        threading.Event().wait(0.8)
+        clock.now += 0.4 * PATIENCE
         last = head.startswith("GET /xxx ")
         connection.sendall(file_answer(BODY) if last else redirect(head.split()[1] + "x"))
 
     with site(answer) as server, pytest.raises(InvalidImage, match=r"redirects to a host that did not send the file"):
-        download(f"https://pictures.test:{server.port}/", seconds=2.0)
+        download(f"https://pictures.test:{server.port}/", seconds=PATIENCE)
+
+
+def test_a_server_that_is_silent_is_left_at_the_deadline() -> None:
+    def is_silent(connection: ssl.SSLSocket, _: str) -> None:
+        connection.recv(1)
+
+    with site(is_silent) as server, pytest.raises(InvalidImage) as caught:
+        download(f"https://pictures.test:{server.port}/?secret", seconds=0.3)
+    assert caught.value.sentence == "image is a URL at pictures.test, which did not send the file within 0.3 seconds"
 
 
 def test_a_server_that_never_shakes_hands_is_left_at_the_deadline() -> None:
-    with socket.create_server((LOOPBACK, 0)) as server:
-
-        def keep_silent() -> None:
-            connection, _ = server.accept()
-            connection.settimeout(2)
-            with connection, suppress(TimeoutError):
-                while connection.recv(65536):
-                    pass
-
-        thread = threading.Thread(target=keep_silent)
-        thread.start()
+    with socket.create_server((LOOPBACK, 0)) as server:  # the system connects, and nobody accepts
+        url = f"https://pictures.test:{server.getsockname()[1]}/"
         with pytest.raises(InvalidImage, match=r"did not send the file within 0\.3 seconds$"):
-            download(f"https://pictures.test:{server.getsockname()[1]}/", seconds=0.3)
-        thread.join()
+            download(url, seconds=0.3)
 
 
 def test_a_name_server_that_keeps_silent_is_left_at_the_deadline() -> None:
-    answered = threading.Event()
+    left = threading.Event()
 
     def resolve(*_: object) -> Sequence[str]:
-        answered.wait(10)
+        left.wait(PATIENCE)
         return ["10.0.0.1"]
 
     with pytest.raises(InvalidImage, match=r"pictures\.test, which did not send the file within 0\.2 seconds$"):
         download("https://pictures.test/", seconds=0.2, through=network(resolve))
-    answered.set()
+    left.set()

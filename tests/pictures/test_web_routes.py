@@ -28,10 +28,11 @@ def test_a_server_that_does_not_speak_tls_cannot_be_reached() -> None:
 
 
 def test_a_closed_port_cannot_be_reached() -> None:
-    with socket.create_server((LOOPBACK, 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(InvalidImage, match=r"pictures\.test, which cannot be reached over https$"):
-        download(f"https://pictures.test:{port}/?secret")
+    with socket.socket() as server:
+        server.bind((LOOPBACK, 0))  # taken, so that nobody else listens there, and not listened on
+        url = f"https://pictures.test:{server.getsockname()[1]}/?secret"
+        with pytest.raises(InvalidImage, match=r"pictures\.test, which cannot be reached over https$"):
+            download(url)
 
 
 def test_the_next_address_is_tried_where_one_refuses() -> None:

@@ -42,7 +42,7 @@ def python_files(sources: list[str]) -> set[str]:
     return inside | {source for source in sources if source.endswith(".py")}
 
 
-def test_what_is_copied_below_the_weights_is_what_a_bake_imports_and_no_more(tmp_path):
+def test_what_is_copied_below_the_weights_is_what_a_bake_imports_and_no_more(tmp_path: Path) -> None:
     for source in below_the_weights():
         (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / source, tmp_path / source)
@@ -52,7 +52,7 @@ def test_what_is_copied_below_the_weights_is_what_a_bake_imports_and_no_more(tmp
     assert {str(file.relative_to(tmp_path)) for file in files} == below_the_weights()
 
 
-def test_what_is_copied_below_the_tiny_weights_is_enough_to_write_them(tmp_path):
+def test_what_is_copied_below_the_tiny_weights_is_enough_to_write_them(tmp_path: Path) -> None:
     tiny = next(number for number, step in enumerate(STEPS) if "python -m builder.made tiny" in step)
     copies = [step.split()[1:] for step in STEPS[:tiny] if step.startswith("COPY ") and "requirements" not in step]
     for *sources, target in copies:
@@ -69,7 +69,7 @@ def test_what_is_copied_below_the_tiny_weights_is_enough_to_write_them(tmp_path)
     assert done.stdout.startswith(str(tmp_path)), done.stderr
 
 
-def test_a_bake_imports_no_package_that_its_lock_does_not_pin():
+def test_a_bake_imports_no_package_that_its_lock_does_not_pin() -> None:
     modules = {name.split(".")[0] for source in below_the_weights() for name in imports_of(ROOT / source)}
     packages = modules - sys.stdlib_module_names - {"builder", "qwen_edit"}
     pinned = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "bake.lock").read_text(), re.MULTILINE)
@@ -83,21 +83,21 @@ def imports_of(file: Path) -> list[str]:
     return plain + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
 
 
-def test_every_weight_file_has_a_layer_of_its_own():
+def test_every_weight_file_has_a_layer_of_its_own() -> None:
     layers = re.findall(r"--components (\S+)", "\n".join(STEPS))
     assert sorted(layers) == sorted(set(COMPONENTS) - {TEXT_ENCODER.name})
 
 
-def test_the_engine_is_the_one_that_the_project_names():
+def test_the_engine_is_the_one_that_the_project_names() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert f"ARG NUNCHAKU_WHEEL={Requirement(extras['nunchaku'][0]).url}" in STEPS
 
 
-def test_the_tiny_image_takes_the_pytorch_that_the_project_allows():
+def test_the_tiny_image_takes_the_pytorch_that_the_project_allows() -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (torch,) = (line for line in dependencies if line.startswith("torch"))
     assert f'"{torch}"' in "\n".join(STEPS)
 
 
-def test_builders_without_buildkit_can_read_it():
+def test_builders_without_buildkit_can_read_it() -> None:
     assert not [step for step in STEPS if re.match(r"(RUN|COPY).*(--mount|--link|--chmod|<<)", step)]

@@ -39,37 +39,37 @@ def unmet(requirements: list[Requirement], pinned: dict[str, Version]) -> list[s
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_every_pin_has_the_sha256_of_a_file(lock):
+def test_every_pin_has_the_sha256_of_a_file(lock: str) -> None:
     assert entries(lock)
     for entry in entries(lock):
         assert re.fullmatch(r"[a-z0-9-]+==[\w.]+(\s+--hash=sha256:[0-9a-f]{64})+", entry), entry
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_names_no_place_to_download_from(lock):
+def test_a_lock_names_no_place_to_download_from(lock: str) -> None:
     assert "://" not in (ROOM / lock).read_text()
 
 
-def test_the_image_gets_a_version_of_every_dependency_that_the_project_allows():
+def test_the_image_gets_a_version_of_every_dependency_that_the_project_allows() -> None:
     needs = [Requirement(line) for line in PYPROJECT["dependencies"]]
     assert unmet(needs, pins("serve.lock", "torch.lock")) == []
 
 
-def test_the_image_gets_what_the_engine_asks_for():
+def test_the_image_gets_what_the_engine_asks_for() -> None:
     assert unmet(wanted("engine.in"), pins("serve.lock", "torch.lock")) == []
 
 
-def test_the_weight_layers_get_what_baking_asks_for():
+def test_the_weight_layers_get_what_baking_asks_for() -> None:
     assert unmet(wanted("bake.in"), pins("bake.lock")) == []
 
 
-def test_baking_uses_versions_that_the_project_allows():
+def test_baking_uses_versions_that_the_project_allows() -> None:
     pinned = pins("bake.lock")
     needs = [Requirement(line) for line in PYPROJECT["dependencies"]]
     assert unmet([need for need in needs if canonicalize_name(need.name) in pinned], pinned) == []
 
 
-def test_torch_is_the_version_and_the_cuda_that_the_engine_was_built_for():
+def test_torch_is_the_version_and_the_cuda_that_the_engine_was_built_for() -> None:
     built = re.search(r"\+cu(\d+)\.(\d+)torch(\d+\.\d+)-", PYPROJECT["optional-dependencies"]["nunchaku"][0])
     assert built
     pinned = pins("torch.lock")

@@ -11,7 +11,7 @@ from qwen_edit.serving.fitness import UnfitError
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import BASE_FOLDER, LIGHTNING, ORIGINAL, Checkpoint
 from qwen_edit.store.manifest import Manifest
-from qwen_edit.svdq import read_header
+from qwen_edit.svdq.checkpoint import read_header
 
 
 @pytest.fixture

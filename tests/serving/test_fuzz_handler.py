@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_edit.contract.request import EditRequest
+from qwen_edit.serving.service import Service
 from qwen_edit.serving.worker import Worker
 from qwen_edit.settings import Settings
 from tests.support.pictures import file_of, flag, frames_of
@@ -80,13 +81,13 @@ jobs = st.one_of(
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Ask one worker, that has no weights, on one event loop."""
-    worker = Worker(Settings(models=tmp_path_factory.mktemp("bare") / "nowhere"))
+    worker = Worker(Service(Settings(models=tmp_path_factory.mktemp("bare") / "nowhere")))
     with asyncio.Runner() as runner:
         yield lambda job: runner.run(worker.handle(job))
-    worker.close()
+    worker.service.close()
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(job=jobs)
 def test_any_json_is_answered_with_a_sentence_of_the_contract(ask: Any, job: dict[str, Any]) -> None:
     reply = ask(job)
@@ -101,7 +102,7 @@ def test_any_json_is_answered_with_a_sentence_of_the_contract(ask: Any, job: dic
     json.dumps(reply, ensure_ascii=False).encode("utf-8")  # as the SDK posts it
 
 
-@settings(max_examples=EXAMPLES // 10, deadline=None)
+@settings(max_examples=EXAMPLES // 10)
 @given(prompt=texts.filter(lambda text: text.strip() and "\0" not in text and text.isprintable()))
 def test_a_request_that_is_right_asks_for_weights(ask: Any, prompt: str) -> None:
     # Or the fuzzing above would not reach beyond the request's own checks.

@@ -2,6 +2,9 @@ import asyncio
 import base64
 import io
 import json
+import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +15,13 @@ from PIL import Image
 
 from qwen_edit.edit.fitting import Encoded
 from qwen_edit.editor import Editor
+from qwen_edit.serving.saving import save
+from qwen_edit.serving.service import Service
 from qwen_edit.serving.worker import Worker
 from qwen_edit.settings import Settings
 from tests.support.object_store import download, object_store
+from tests.support.patience import PATIENCE
+from tests.support.places import ROOT
 
 
 def ask(worker: Worker, payload: object) -> dict[str, Any]:
@@ -23,9 +30,9 @@ def ask(worker: Worker, payload: object) -> dict[str, Any]:
 
 @pytest.fixture
 def worker(models: Path, tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path / "saved"))
+    worker = Worker(Service(Settings(models=models, device="cpu", save_dir=tmp_path / "saved")))
     yield worker
-    worker.close()
+    worker.service.close()
 
 
 @pytest.fixture
@@ -94,10 +101,14 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
 
 @pytest.mark.parametrize(("build", "sentence"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG])
 def test_wrong_input_gets_one_sentence_and_no_model_is_loaded_for_it(
-    good: dict[str, Any], tmp_path: Path, build: Callable[[dict[str, Any]], object], sentence: str
+    good: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    build: Callable[[dict[str, Any]], object],
+    sentence: str,
 ) -> None:
     # There are no weights here: an answer about the input shows that nothing waited for them.
-    worker = Worker(Settings(models=tmp_path / "nowhere"))
+    worker = Worker(Service(Settings(models=tmp_path / "nowhere")))
 
     reply = ask(worker, build(good))
 
@@ -105,11 +116,12 @@ def test_wrong_input_gets_one_sentence_and_no_model_is_loaded_for_it(
     assert reply["error"].startswith(sentence)
     assert "\n" not in reply["error"]
     assert str(tmp_path) not in reply["error"]
-    assert worker._editor is None
+    worker.service.close()
+    assert '"event": "not loaded"' not in capsys.readouterr().out
 
 
 def test_a_missing_model_directory_is_said_without_its_path(good: dict[str, Any], tmp_path: Path) -> None:
-    worker = Worker(Settings(models=tmp_path / "nowhere"))
+    worker = Worker(Service(Settings(models=tmp_path / "nowhere")))
 
     reply = ask(worker, good)
 
@@ -123,12 +135,12 @@ def test_a_load_that_failed_answers_every_job_with_its_sentence(
 ) -> None:
     checkpoints = next(path for path in models.iterdir() if path.name.startswith("nunchaku"))
     (tmp_path / checkpoints.name).symlink_to(checkpoints)  # checkpoints, but no base model
-    worker = Worker(Settings(models=tmp_path))
+    worker = Worker(Service(Settings(models=tmp_path)))
     worker.load()
 
     first, second = ask(worker, good), ask(worker, good)
 
-    worker.close()
+    worker.service.close()
     assert first == second
     assert first["error"].startswith("model_unavailable: the base model has no ")
     assert '"event": "not loaded"' in capsys.readouterr().out
@@ -150,34 +162,48 @@ def test_what_nobody_foresaw_is_logged_whole_and_told_in_a_sentence(
     assert "ZeroDivisionError: secret /path" in failed["traceback"]
 
 
-def test_a_cancelled_job_leaves_the_gpu_thread_and_the_next_one_is_answered(
+def test_a_cancelled_job_leaves_the_device_thread_and_the_next_one_is_answered(
     worker: Worker, good: dict[str, Any]
 ) -> None:
+    passes: list[object] = []
+    cancelled = threading.Event()
+
     async def cancel_one_then_ask() -> dict[str, Any]:
-        await asyncio.wrap_future(worker.load())
-        first = asyncio.ensure_future(worker.handle({"id": "first", "input": {**good, "steps": 50}}))
-        await asyncio.sleep(1)  # of the fifteen and more that fifty guided steps take
+        editor = await asyncio.wrap_future(worker.service.load())
+        stepping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def begun(*_: object) -> None:
+            passes.append(None)
+            loop.call_soon_threadsafe(stepping.set)
+            cancelled.wait(PATIENCE)
+
+        editor.pipeline.transformer.register_forward_pre_hook(begun)
+        first = asyncio.ensure_future(worker.handle({"id": "first", "input": good}))
+        await stepping.wait()
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
+        cancelled.set()
         return await worker.handle({"id": "second", "input": good})
 
     reply = asyncio.run(cancel_one_then_ask())
 
     assert "image" in reply
+    assert len(passes) == 1 + 8
     assert [path.name for path in (worker.settings.save_dir or Path()).iterdir()] == ["second-5-0.png"]
 
 
 def test_a_reply_that_does_not_fit_changes_as_the_request_allows_or_is_refused(
     models: Path, tmp_path: Path, good: dict[str, Any]
 ) -> None:
-    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path, max_payload_mb=1))
+    worker = Worker(Service(Settings(models=models, device="cpu", save_dir=tmp_path, max_payload_mb=1)))
     large = {**good, "width": 512, "height": 512}
 
     refused = ask(worker, large)
     reply = ask(worker, {**large, "output_format": "auto"})
 
-    worker.close()
+    worker.service.close()
     assert refused["error"].startswith("output_too_large: the reply has ")
     assert "expected at most 1,000,000: ask for output_format 'auto'" in refused["error"]
     assert len(json.dumps({"output": reply}, ensure_ascii=False).encode()) <= 1_000_000
@@ -190,11 +216,11 @@ def test_a_reply_that_does_not_fit_changes_as_the_request_allows_or_is_refused(
 
 def test_a_url_leads_to_the_file_that_is_also_saved(models: Path, tmp_path: Path, good: dict[str, Any]) -> None:
     with object_store() as store:
-        worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path, bucket=store.settings))
+        worker = Worker(Service(Settings(models=models, device="cpu", save_dir=tmp_path, bucket=store.settings)))
 
         reply = ask(worker, {**good, "return": "url"})
 
-        worker.close()
+        worker.service.close()
         assert json.loads(json.dumps(reply)) == reply
         assert reply.keys() & {"image", "images", "url", "urls"} == {"url", "urls"}
         assert reply["urls"] == [reply["url"]]
@@ -206,19 +232,20 @@ def test_an_edit_that_cannot_be_saved_is_answered_all_the_same(
     models: Path, good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    worker = Worker(Settings(models=models, device="cpu", save_dir=tmp_path / "file" / "below"))
+    worker = Worker(Service(Settings(models=models, device="cpu", save_dir=tmp_path / "file" / "below")))
 
     reply = ask(worker, good)
 
-    worker.close()
+    worker.service.close()
     assert "image" in reply
     assert '"event": "not saved"' in capsys.readouterr().out
 
 
-def test_a_job_id_cannot_choose_the_folder(worker: Worker) -> None:
-    (path,) = worker._save("../../etc/passwd", 5, Encoded("png", (b"picture",)))
+def test_a_job_id_cannot_choose_the_folder(tmp_path: Path) -> None:
+    (path,) = save(tmp_path / "saved", "../../etc/passwd", 5, Encoded("png", (b"picture",)))
 
-    assert Path(path).parent == worker.settings.save_dir
+    assert Path(path).parent == tmp_path / "saved"
+    assert Path(path).read_bytes() == b"picture"
 
 
 def test_a_worker_of_a_program_is_quiet_about_what_pillow_finds_odd_and_about_nothing_else() -> None:
@@ -232,7 +259,9 @@ def test_a_worker_of_a_program_is_quiet_about_what_pillow_finds_odd_and_about_no
 
 
 def test_importing_the_handler_loads_nothing() -> None:
-    import handler
+    program = (
+        "import sys, handler; print(sorted({'torch', 'runpod', 'builder.bake'} & set(sys.modules)), handler.handler)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
 
-    assert handler.worker._editor is None
-    assert asyncio.iscoroutinefunction(handler.handler)
+    assert done.stdout.startswith("[] <bound method Worker.handle of ")

@@ -1,10 +1,9 @@
-"""The SDK's real loop, at a control plane on loopback, on a device whose pace and failures the tests decide."""
+"""The SDK's real loop, at a control plane on loopback, on a device that waits and fails as the tests decide."""
 
 import base64
 import io
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.support.control_plane import API_KEY, ControlPlane
+from tests.support.gates import Gate
 from tests.support.loop_worker import LoopWorker, running
+from tests.support.patience import PATIENCE
 
 Job = dict[str, Any]
 Ends = dict[str, dict[str, Any]]
@@ -23,12 +24,17 @@ ARGUMENTS = ("--rp_api_port", "9000", "--of-somebody-else")
 SECRET = "sphinx of black quartz"
 LIMIT_MB = 1
 GOOD = ("first", "second", "third")
-BAD = {"odd-rank": {"rank": 7}, "no-picture": {"image": "aGk="}, "no-prompt": {"prompt": " "}, "typo": {"promt": "x"}}
+BAD: dict[str, Job] = {
+    "odd-rank": {"rank": 7},
+    "no-picture": {"image": "aGk="},
+    "no-prompt": {"prompt": " "},
+    "typo": {"promt": "x"},
+}
 
 
 @pytest.fixture(scope="module")
 def good(photo_base64: str) -> Job:
-    return {"image": photo_base64, "prompt": f"pace 0.15 {SECRET}", "width": 256, "height": 256, "seed": 5}
+    return {"image": photo_base64, "prompt": SECRET, "width": 256, "height": 256, "seed": 5}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,27 @@ def worker(loop: tuple[ControlPlane, LoopWorker]) -> LoopWorker:
     return loop[1]
 
 
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Where a job of the test waits on the device."""
+    with Gate() as gate:
+        yield gate
+
+
+@pytest.fixture
+def next_gate() -> Iterator[Gate]:
+    """Where the job behind it waits."""
+    with Gate() as gate:
+        yield gate
+
+
+@pytest.fixture
+def decoded() -> Iterator[Gate]:
+    """Where a job of the test says that it is decoded."""
+    with Gate() as gate:
+        yield gate
+
+
 @pytest.fixture(scope="module")
 def burst(plane: ControlPlane, good: Job) -> Ends:
     """Good and bad jobs, queued at once: the ends that were posted."""
@@ -65,7 +92,7 @@ def burst(plane: ControlPlane, good: Job) -> Ends:
 
 def test_every_job_of_a_burst_ends_exactly_once(plane: ControlPlane, burst: Ends) -> None:
     assert {job: len(plane.results(job)) for job in burst} == dict.fromkeys(burst, 1)
-    assert sorted(take.job for take in plane.takes) == sorted(burst)
+    assert sorted(take.job for take in plane.takes if take.job in burst) == sorted(burst)
     assert plane.keys == {API_KEY}
 
 
@@ -93,45 +120,65 @@ def test_the_workers_warm_up_comes_before_its_first_job(worker: LoopWorker) -> N
     assert output.index('"event": "warm"') < output.index('"message": "Jobs in queue')
 
 
-def test_the_next_job_is_taken_and_decoded_while_one_is_on_the_device(plane: ControlPlane, good: Job) -> None:
-    plane.submit("long", {**good, "prompt": "pace 0.5"})
-    plane.update("long")
-    plane.submit("next", good)
-    taken = plane.taken("next")
-
-    following = plane.result("next")
-
-    (ended,) = plane.results("long")
-    assert taken.at < ended.at
-    assert following["output"]["timings"]["queue"] > 100  # from decoded to its turn, in milliseconds
-
-
-def test_a_cancelled_job_leaves_the_device_at_the_next_step_and_nothing_is_posted_for_it(
-    plane: ControlPlane, good: Job
+def test_the_next_job_is_taken_and_decoded_while_one_is_on_the_device(
+    plane: ControlPlane, good: Job, gate: Gate, decoded: Gate
 ) -> None:
-    plane.submit("cancelled", {**good, "prompt": "pace 1", "steps": 50})
+    plane.submit("long", {**good, "prompt": f"gate {gate.port}"})
+    gate.reached()
+    plane.submit("next", {**good, "prompt": f"decoded {decoded.port}"})
+
+    decoded.reached()
+
+    assert plane.results("long") == []
+    gate.open()
+    assert "output" in plane.result("long")
+    assert plane.result("next")["output"]["timings"]["queue"] > 0
+
+
+def test_a_picture_is_encoded_and_posted_while_the_next_job_is_on_the_device(
+    plane: ControlPlane, good: Job, gate: Gate, next_gate: Gate, decoded: Gate
+) -> None:
+    plane.submit("rendered", {**good, "prompt": f"gate {gate.port}"})
+    gate.reached()
+    plane.submit("on-the-device", {**good, "prompt": f"gate {next_gate.port} decoded {decoded.port}"})
+    decoded.reached()
+
+    gate.open()
+    next_gate.reached()
+
+    assert "output" in plane.result("rendered")
+    assert plane.results("on-the-device") == []
+    next_gate.open()
+    assert "output" in plane.result("on-the-device")
+
+
+def test_a_cancelled_job_leaves_the_device_and_nothing_is_posted_for_it(
+    plane: ControlPlane, good: Job, gate: Gate
+) -> None:
+    plane.submit("cancelled", {**good, "prompt": f"gate {gate.port}"})
     plane.update("cancelled")
     plane.submit("after", good)
-    plane.taken("after")
 
     plane.cancel("cancelled")
-    after = plane.result("after", timeout=30)  # the cancelled one would have taken 50
 
-    assert "output" in after
+    assert "output" in plane.result("after")  # behind one that would never have ended
     assert plane.results("cancelled") == []
-    assert max(post.at for post in plane.updates("cancelled")) < plane.results("after")[0].at
+    told = [post.job for post in plane.posts]
+    assert "cancelled" not in told[told.index("after") :]
 
 
 def test_a_job_that_is_cancelled_while_it_waits_is_never_rendered(
-    plane: ControlPlane, worker: LoopWorker, good: Job
+    plane: ControlPlane, worker: LoopWorker, good: Job, gate: Gate, decoded: Gate
 ) -> None:
-    plane.submit("running", {**good, "prompt": "pace 1"})
-    plane.update("running")
-    plane.submit("waiting", good)
-    plane.taken("waiting")
+    plane.submit("running", {**good, "prompt": f"gate {gate.port}"})
+    gate.reached()
+    plane.submit("waiting", {**good, "prompt": f"decoded {decoded.port}"})
+    decoded.reached()
 
     plane.cancel("waiting")
     plane.submit("third-in-line", good)
+    plane.taken("third-in-line")  # in the place of the one that was cancelled
+    gate.open()
 
     assert "output" in plane.result("running")
     assert "output" in plane.result("third-in-line")
@@ -139,50 +186,50 @@ def test_a_job_that_is_cancelled_while_it_waits_is_never_rendered(
     assert "waiting" not in {event["job"] for event in worker.events("edited")}
 
 
-def test_the_heartbeat_names_the_job_that_is_on_the_device(plane: ControlPlane, good: Job) -> None:
-    plane.submit("beating", {**good, "prompt": "pace 0.4"})
-    since = plane.update("beating") and plane.updates("beating")[0].at
+def test_the_heartbeat_names_the_job_that_is_on_the_device(plane: ControlPlane, good: Job, gate: Gate) -> None:
+    plane.submit("beating", {**good, "prompt": f"gate {gate.port}"})
 
-    assert plane.pinged(since).query["job_id"] == ["beating"]
+    plane.pinged("beating")
 
+    gate.open()
     plane.result("beating")
 
 
-def test_updates_say_how_far_a_job_is_and_stop_before_its_last_step(plane: ControlPlane, good: Job) -> None:
-    plane.submit("watched", {**good, "prompt": "pace 0.3"})
+def test_updates_say_how_far_a_job_is_come_at_most_twice_a_second_and_stop_before_its_last_step(
+    plane: ControlPlane, good: Job, gate: Gate
+) -> None:
+    plane.submit("watched", {**good, "prompt": f"gate {gate.port}"})
+    plane.update("watched")
+    gate.open()
     plane.result("watched")
 
     updates = [post.document["output"] for post in plane.updates("watched")]
 
-    assert len(updates) >= 2
     assert all(update.keys() == {"step", "steps", "percent"} for update in updates)
     assert all(update["percent"] == round(100 * update["step"] / 8) for update in updates)
     steps = [update["step"] for update in updates]
     assert steps == sorted(set(steps))
     assert steps[-1] < 8
+    # True at any speed: the worker, whose clock this is held against, had the job for less than this long.
+    seconds = plane.results("watched")[0].at - plane.taken("watched").at
+    assert len(updates) <= 2 * seconds
 
 
-def test_updates_come_at_most_twice_a_second(plane: ControlPlane, good: Job) -> None:
-    plane.submit("quick-steps", {**good, "prompt": "pace 0.05", "steps": 40})
-    plane.result("quick-steps")
-
-    seconds = plane.results("quick-steps")[0].at - plane.taken("quick-steps").at
-
-    assert 1 <= len(plane.updates("quick-steps")) <= 2 * seconds
-
-
-def test_an_update_that_the_platform_is_slow_to_take_holds_the_result_back(plane: ControlPlane, good: Job) -> None:
-    plane.slow_updates = 1.0
+def test_an_update_that_the_platform_never_answers_is_given_up_before_the_result(
+    plane: ControlPlane, good: Job, gate: Gate
+) -> None:
+    plane.ignores_updates = True
     try:
-        plane.submit("slow", {**good, "prompt": "pace 0.1"})  # an update begins at 0.5 s and ends after the edit
+        plane.submit("slow", {**good, "prompt": f"gate {gate.port}"})
+        plane.ignored("slow")
+        gate.open()
         plane.result("slow")
+        plane.given_up("slow")
     finally:
-        plane.slow_updates = 0.0
+        plane.ignores_updates = False
 
-    order = [post.is_update for post in plane.posts if post.job == "slow"]
-    assert order.count(False) == 1
-    assert order == sorted(order, reverse=True)
-    assert len(order) > 1
+    assert len(plane.results("slow")) == 1
+    assert plane.updates("slow") == []
 
 
 @pytest.mark.usefixtures("burst")
@@ -204,17 +251,20 @@ def test_an_unforeseen_failure_is_told_as_a_sentence_with_the_jobs_id_and_logged
     assert "RuntimeError: a secret of" in event["traceback"]
 
 
-def test_a_failure_is_told_without_waiting_for_the_job_behind_it(plane: ControlPlane, good: Job) -> None:
-    plane.submit("failing", {**good, "prompt": "fail_late"})
-    plane.taken("failing")
-    time.sleep(1)  # it is on the device now, and stays there for two seconds
-    plane.submit("behind", {**good, "prompt": "pace 0.5"})
+def test_a_failure_is_told_without_waiting_for_the_job_behind_it(
+    plane: ControlPlane, good: Job, gate: Gate, next_gate: Gate, decoded: Gate
+) -> None:
+    plane.submit("failing", {**good, "prompt": f"fail gate {gate.port}"})
+    gate.reached()
+    plane.submit("behind", {**good, "prompt": f"gate {next_gate.port} decoded {decoded.port}"})
+    decoded.reached()
 
-    plane.result("failing")
-    plane.result("behind")
+    gate.open()
 
-    # The job behind renders for four seconds; a failure that waited for it would come with its result.
-    assert plane.results("failing")[0].at < plane.results("behind")[0].at - 2
+    assert plane.result("failing")["error"].startswith("internal: ")
+    assert plane.results("behind") == []
+    next_gate.open()
+    assert "output" in plane.result("behind")
 
 
 def test_a_full_device_fails_the_job_with_its_code_and_the_next_one_is_answered(plane: ControlPlane, good: Job) -> None:
@@ -289,20 +339,21 @@ def test_a_library_that_exits_fails_its_job_and_not_the_worker(plane: ControlPla
     plane.submit("exit", {**good, "prompt": "leave"})
     plane.submit("after-exit", good)
 
-    assert plane.result("exit", timeout=20)["error"].startswith("internal: ")
-    assert "output" in plane.result("after-exit", timeout=20)
+    assert plane.result("exit")["error"].startswith("internal: ")
+    assert "output" in plane.result("after-exit")
 
 
 def test_sigterm_finishes_the_jobs_that_were_taken_and_posts_them(
-    plane: ControlPlane, worker: LoopWorker, good: Job
+    plane: ControlPlane, worker: LoopWorker, good: Job, gate: Gate, decoded: Gate
 ) -> None:
-    plane.submit("last", {**good, "prompt": "pace 0.5"})
-    plane.update("last")
-    plane.submit("prefetched", good)
-    plane.taken("prefetched")
+    plane.submit("last", {**good, "prompt": f"gate {gate.port}"})
+    gate.reached()
+    plane.submit("prefetched", {**good, "prompt": f"decoded {decoded.port}"})
+    decoded.reached()
 
-    code = worker.terminate()
+    worker.process.terminate()
+    gate.open()
+    code = worker.process.wait(PATIENCE)
 
     assert code == 0
-    assert "output" in plane.result("last", timeout=1)
-    assert "output" in plane.result("prefetched", timeout=1)
+    assert [list(post.document) for job in ("last", "prefetched") for post in plane.results(job)] == [["output"]] * 2

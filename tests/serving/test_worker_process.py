@@ -11,11 +11,22 @@ import pytest
 from PIL import Image
 
 from tests.support.control_plane import ControlPlane
-from tests.support.loop_worker import PATIENCE, LoopWorker, running
+from tests.support.gates import Gate
+from tests.support.loop_worker import LoopWorker, running
+from tests.support.patience import PATIENCE
 from tests.support.places import ROOT
 from tests.support.programs import hub_of
 
-CHILD = "import multiprocessing\nmultiprocessing.set_start_method({method!r})\n"
+NOTING_THREADS = """
+import multiprocessing, os, threading
+multiprocessing.set_start_method({method!r})
+start = threading.Thread.start
+def noted(thread):
+    with open({path!r}, "a") as file:
+        print(os.getpid(), thread.name, file=file)
+    start(thread)
+threading.Thread.start = noted
+"""
 
 
 @pytest.fixture
@@ -37,15 +48,17 @@ def ended(worker: LoopWorker) -> int:
 def test_the_heartbeats_process_does_not_load_the_model(
     plane: ControlPlane, models: Path, tmp_path: Path, method: str
 ) -> None:
-    # Under these that child runs handler.py again, under another name.
-    (tmp_path / "sitecustomize.py").write_text(CHILD.format(method=method))
+    # Under these that child runs handler.py again, under another name, before its first heartbeat. A load would have
+    # begun by then, on a thread of its own.
+    threads = tmp_path / "threads"
+    (tmp_path / "sitecustomize.py").write_text(NOTING_THREADS.format(method=method, path=str(threads)))
 
     with running(plane, models, tmp_path / "worker", PYTHONPATH=f"{tmp_path}:{ROOT}") as worker:
-        first = plane.pinged(timeout=PATIENCE)
-        (loaded,) = worker.events("loaded")
-        plane.pinged(since=first.at + 3 * loaded["seconds"], timeout=PATIENCE)  # time enough for another load
+        plane.pinged()
         code = worker.terminate()
 
+    loading = [line.split()[0] for line in threads.read_text().splitlines() if " device" in line]
+    assert loading == [str(worker.process.pid)]
     assert code == 0
     assert [event["event"] for event in worker.events()] == ["loaded", "warm"]
 
@@ -53,18 +66,22 @@ def test_the_heartbeats_process_does_not_load_the_model(
 def test_the_real_pipeline_edits_reports_and_is_cancelled_in_the_loop(
     plane: ControlPlane, models: Path, tmp_path: Path, good: dict[str, Any]
 ) -> None:
-    with running(plane, models, tmp_path) as worker:
-        plane.submit("cancelled", good)
-        plane.submit("shown", {**good, "preview": True})
-        plane.update("cancelled", timeout=PATIENCE)
+    with (
+        Gate() as never,
+        Gate() as gate,
+        running(plane, models, tmp_path, "-m", "tests.support.held_device") as worker,
+    ):
+        plane.submit("cancelled", {**good, "prompt": f"gate {never.port}"})
+        plane.update("cancelled")
+        plane.submit("shown", {**good, "prompt": f"gate {gate.port}", "preview": True})
         plane.cancel("cancelled")
-        shown = plane.result("shown", timeout=PATIENCE)
+        plane.update("shown")
+        gate.open()
+        shown = plane.result("shown")
         code = worker.terminate()
 
     assert code == 0
-    assert (
-        len(worker.events("loaded")) == 1
-    )  # the heartbeat's process was made by fork, the default on Linux until 3.14
+    assert len(worker.events("loaded")) == 1
     assert plane.results("cancelled") == []
     with Image.open(io.BytesIO(base64.b64decode(shown["output"]["image"]))) as picture:
         assert picture.size == (256, 256)
@@ -85,7 +102,7 @@ def test_a_worker_that_may_download_fetches_its_weights_before_its_first_job(
         hub_of(models) as hub,
         running(plane, empty, tmp_path, QWEN_EDIT_ALLOW_DOWNLOAD="1", HF_ENDPOINT=hub.url) as worker,
     ):
-        reply = plane.result("patient", timeout=PATIENCE)
+        reply = plane.result("patient")
         worker.terminate()
 
     assert reply["output"]["model_config"]["revision"] == "b" * 40

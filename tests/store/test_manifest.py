@@ -1,4 +1,5 @@
 import json
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -42,9 +43,9 @@ def test_what_is_dumped_is_parsed_back(manifest: Manifest) -> None:
 
 
 @given(MANIFESTS, st.randoms())
-def test_the_order_of_the_files_does_not_change_the_bytes(manifest: Manifest, shuffler: "object") -> None:
+def test_the_order_of_the_files_does_not_change_the_bytes(manifest: Manifest, shuffler: random.Random) -> None:
     files = list(manifest.files)
-    shuffler.shuffle(files)  # type: ignore[attr-defined]
+    shuffler.shuffle(files)
     assert Manifest(tuple(files)).dump() == manifest.dump()
     assert Manifest.parse(Manifest(tuple(files)).dump()) == manifest
 

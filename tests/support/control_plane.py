@@ -8,14 +8,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.loopback import Handler, Loopback
+from tests.support.patience import PATIENCE
 
 API_KEY = "loopback-key"
-
 Found = TypeVar("Found")
 
 
@@ -52,6 +53,11 @@ class Ping:
     query: Mapping[str, list[str]]
     at: float
 
+    @property
+    def jobs(self) -> list[str]:
+        """The jobs that the worker says it has."""
+        return ",".join(self.query.get("job_id", [])).split(",")
+
 
 @dataclass
 class ControlPlane(Loopback):
@@ -60,12 +66,12 @@ class ControlPlane(Loopback):
     Args:
         limit: bytes of a post; a longer one gets 400 and is forgotten, as the platform does.
         hold: seconds that job-take and job-stop wait for news.
-        slow_updates: seconds before an update is read, in which its connection may be lost.
+        ignores_updates: whether updates get no answer until their connection is closed.
     """
 
     limit: int | None = None
     hold: float = 1.0
-    slow_updates: float = 0.0
+    ignores_updates: bool = False
     submitted: dict[str, float] = field(default_factory=dict)
     takes: list[Take] = field(default_factory=list)
     posts: list[Post] = field(default_factory=list)
@@ -77,6 +83,7 @@ class ControlPlane(Loopback):
         self._queue: deque[dict[str, Any]] = deque()
         self._stops: dict[str, list[str]] = {}
         self._outages = 0
+        self._ignored: list[str] = []
         self._news = threading.Condition()
 
     def environ(self, worker: str) -> dict[str, str]:
@@ -117,21 +124,31 @@ class ControlPlane(Loopback):
         with self._news:
             self._outages = times
 
-    def taken(self, job: str, timeout: float = 60.0) -> Take:
+    def taken(self, job: str, timeout: float = PATIENCE) -> Take:
         """Wait until a worker has the job."""
         return self._wait(lambda: (take for take in self.takes if take.job == job), f"take {job}", timeout)
 
-    def result(self, job: str, timeout: float = 60.0) -> dict[str, Any]:
+    def result(self, job: str, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait for the job's end: `{"output": …}` or `{"error": …}` as it was posted."""
         return self._wait(lambda: iter(self.results(job)), f"finish {job}", timeout).document
 
-    def update(self, job: str, timeout: float = 60.0) -> dict[str, Any]:
+    def update(self, job: str, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait for the job's first update."""
         return self._wait(lambda: iter(self.updates(job)), f"report {job}", timeout).document
 
-    def pinged(self, since: float = 0.0, timeout: float = 60.0) -> Ping:
-        """Wait for a heartbeat after a moment."""
-        return self._wait(lambda: (ping for ping in self.pings if ping.at > since), "ping", timeout)
+    def pinged(self, job: str | None = None, timeout: float = PATIENCE) -> Ping:
+        """Wait for a heartbeat: the first that names the job, where one is given."""
+        return self._wait(
+            lambda: (ping for ping in self.pings if job is None or job in ping.jobs), f"ping for {job}", timeout
+        )
+
+    def ignored(self, job: str, timeout: float = PATIENCE) -> None:
+        """Wait until an update of the job is on its way and gets no answer."""
+        self._wait(lambda: (one for one in self._ignored if one == job), f"report {job}", timeout)
+
+    def given_up(self, job: str, timeout: float = PATIENCE) -> None:
+        """Wait until no update of the job waits for an answer any more."""
+        self._wait(lambda: iter([job] if job not in self._ignored else []), f"give {job}'s update up", timeout)
 
     def results(self, job: str) -> list[Post]:
         """Every end of the job that the platform accepted: one, or something is wrong."""
@@ -173,6 +190,20 @@ class ControlPlane(Loopback):
             self.posts.append(Post(job, worker, time.monotonic(), status, len(body), document))
             self._news.notify_all()
         return status
+
+    @contextmanager
+    def ignoring(self, url: str) -> Iterator[None]:
+        """Meanwhile an update gets no answer."""
+        job = urlsplit(url).path.split("/")[5]
+        with self._news:
+            self._ignored.append(job)
+            self._news.notify_all()
+        try:
+            yield
+        finally:
+            with self._news:
+                self._ignored.remove(job)
+                self._news.notify_all()
 
     def _take(self, worker: str, most: int) -> list[dict[str, Any]]:
         with self._news:
@@ -218,9 +249,22 @@ def _handler(plane: ControlPlane) -> type[Handler]:
 
         def _post(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if plane.slow_updates and b'"IN_PROGRESS"' in body:
-                time.sleep(plane.slow_updates)
+            if plane.ignores_updates and b'"IN_PROGRESS"' in body:
+                with plane.ignoring(self.path):
+                    if self._is_left():
+                        self.close_connection = True
+                        return
             self._send(plane.answer_post(self.path, body), b"{}")
+
+        def _is_left(self) -> bool:
+            """Whether the client closes the connection, as long as this side's patience lasts."""
+            self.connection.settimeout(PATIENCE)
+            try:
+                return not self.connection.recv(1)
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
 
         def _send(self, status: int, body: bytes) -> None:
             self.send_head(status, {"Content-Type": "application/json"}, len(body))

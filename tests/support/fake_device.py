@@ -1,6 +1,7 @@
-"""handler.py on a device that takes the time it is told to and fails as a GPU can; everything around it is real.
+"""handler.py on a device that works as long as it is told to and fails as a GPU can; everything around it is real.
 
-A prompt says what happens: "pace 0.2" sleeps so many seconds a step, and the name of one of `Faults` fails.
+A prompt says what happens: "pace 0.2" takes so many seconds a step, "gate" and "decoded" are those of
+`tests.support.gates`, and the name of one of `Faults` fails after the steps.
 Its pictures are noise, which no encoder makes smaller.
 """
 
@@ -8,22 +9,27 @@ import os
 import runpy
 import sys
 import time
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from qwen_edit.model import pipeline as models
+from qwen_edit.contract.request import EditRequest
+from qwen_edit.edit.hooks import Hooks, Step
+from qwen_edit.edit.plan import Plan
+from qwen_edit.edit.prepare import Prepared
+from qwen_edit.errors import Cancelled, OutOfMemory
+from qwen_edit.model import render
 from qwen_edit.model.pipeline import EditPipeline
+from qwen_edit.serving import service
+from qwen_edit.settings import Settings
+from tests.support.gates import announce, held
 from tests.support.places import ROOT
 
 HANDLER = ROOT / "handler.py"
-PACE = 0.02
-"""Seconds a step, where the prompt does not say."""
-
 _answers = EditPipeline.answers
+_prepare = service.prepare  # type: ignore[attr-defined]
 
 
 class Faults:
@@ -33,7 +39,7 @@ class Faults:
         self._was_full = False
 
     def out_of_memory(self) -> NoReturn:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise OutOfMemory("1 picture(s) of 256 × 256 pixels do not fit the device's memory")
 
     def out_of_memory_once(self) -> None:
         if not self._was_full:
@@ -42,10 +48,6 @@ class Faults:
 
     def fail(self) -> NoReturn:
         raise RuntimeError(f"a secret of {__file__}")
-
-    def fail_late(self) -> NoReturn:
-        time.sleep(2)
-        self.fail()
 
     def break_down(self) -> NoReturn:
         EditPipeline.answers = _answer_no_more  # type: ignore[method-assign]
@@ -64,31 +66,54 @@ def _answer_no_more(self: EditPipeline) -> bool:  # noqa: ARG001 - it stands in 
 FAULTS = Faults()
 
 
-def call(pipeline: EditPipeline, *, prompt: str, **asked: Any) -> SimpleNamespace:
-    """In place of the stock pipeline's call: empty latents, after the steps that were asked for."""
-    getattr(FAULTS, prompt, lambda: None)()
+def denoise(
+    pipeline: EditPipeline,
+    picture: Image.Image,  # noqa: ARG001 - it stands in for the loop
+    prompt: str,
+    plan: Plan,
+    hooks: Hooks,
+    first: int | None = None,
+) -> Tensor:
+    """In place of the loop: empty latents, after the steps that were asked for."""
     for stage in ("prompt", "vae_encode"):
         with pipeline.stopwatch.stage(stage):
             pass
-    words = prompt.split()
-    pace = float(words[1]) if words[0] == "pace" else PACE
-    latents = torch.zeros(asked["num_images_per_prompt"], asked["height"] // 16 * asked["width"] // 16, 64)
-    for step in range(asked["num_inference_steps"]):
-        time.sleep(pace)
-        asked["callback_on_step_end"](pipeline, step, None, {"latents": latents})
-    return SimpleNamespace(images=latents)
+    hooks = held(hooks, prompt)
+    with pipeline.stopwatch.stage("denoise"):
+        for step in range(plan.steps if first is None else first):
+            time.sleep(pace_of(prompt))
+            if hooks.is_cancelled():
+                raise Cancelled("the edit was cancelled")
+            hooks.on_step(Step(step + 1, plan.steps, lambda: Image.new("RGB", (32, 32))))
+    for word in prompt.split():
+        getattr(FAULTS, word, lambda: None)()
+    return torch.zeros(plan.num_images, 16, 1, plan.height // 8, plan.width // 8)
 
 
-def decode(vae: Any, latents: Tensor) -> list[Image.Image]:  # noqa: ARG001 - it stands in
+def decode(pipeline: EditPipeline, latents: Tensor) -> list[Image.Image]:
     """In place of the VAE: [batch, channels, 1, height / 8, width / 8] → as many pictures of noise."""
     width, height = latents.shape[-1] * 8, latents.shape[-2] * 8
-    return [Image.frombytes("RGB", (width, height), os.urandom(width * height * 3)) for _ in latents]
+    with pipeline.stopwatch.stage("vae_decode"):
+        return [Image.frombytes("RGB", (width, height), os.urandom(width * height * 3)) for _ in latents]
+
+
+def pace_of(prompt: str) -> float:
+    """Seconds a step; none where the prompt does not say."""
+    words = prompt.split()
+    return float(words[1]) if words[0] == "pace" else 0.0
+
+
+def prepare(request: EditRequest, settings: Settings) -> Prepared:
+    """As ever; a prompt may ask to be told of it."""
+    prepared = _prepare(request, settings)
+    announce(request.prompt)
+    return prepared
 
 
 def install() -> None:
     """Replace the device in this process."""
-    EditPipeline.__call__ = call
-    models.decode_latents = decode  # type: ignore[attr-defined]
+    vars(render).update(denoise=denoise, decode=decode)
+    vars(service).update(prepare=prepare)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import trustme
+from typing_extensions import override
 
 from qwen_edit.https import Network
 from qwen_edit.pictures.web import get_picture
 from qwen_edit.public_addresses import is_public
+from tests.support.patience import PATIENCE
 
 LOOPBACK = "127.0.0.1"
 IPV6 = "2001:db8::1"
@@ -46,8 +49,9 @@ class Site(socketserver.ThreadingTCPServer):
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(self._tls)
 
-    def finish_request(self, request: socket.socket, _: object) -> None:
-        request.settimeout(10)
+    @override
+    def finish_request(self, request: Any, client_address: object) -> None:
+        request.settimeout(PATIENCE)
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(OSError), self._tls.wrap_socket(request, server_side=True) as connection:
             head = _head(connection)
@@ -107,7 +111,7 @@ def network(resolve: Callable[[str, int], Sequence[str]] = resolve, reachable: S
     return Network(resolve, lambda address: address in reachable or is_public(address), tls)
 
 
-def download(url: str, limit: int = 1000, seconds: float = 10.0, through: Network | None = None) -> bytes:
+def download(url: str, limit: int = 1000, seconds: float = PATIENCE, through: Network | None = None) -> bytes:
     return get_picture(url, limit, seconds, through or network())
 
 

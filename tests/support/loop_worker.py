@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.control_plane import ControlPlane
+from tests.support.patience import PATIENCE
 from tests.support.places import ROOT
-
-PATIENCE = 120.0
-"""Seconds before a wait is given up."""
 
 
 class LoopWorker:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from email.message import Message
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tests.support.loopback import Handler, Loopback
+from tests.support.patience import PATIENCE
 
 CHUNK = 1 << 16
 INFO = "info"
@@ -23,13 +23,16 @@ INFO = "info"
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer about to be sent. `cut` closes the connection after so many bytes; `pause` delays each chunk."""
+    """An answer about to be sent.
+
+    `cut` closes the connection after so many bytes; all chunks but the first wait for `gate`.
+    """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
-    pause: float = 0.0
+    gate: threading.Event | None = None
 
 
 Fault = Callable[[Reply], Reply]
@@ -64,14 +67,14 @@ def refused(status: int, code: str = "", message: str = "", **headers: str) -> F
     return lambda _: Reply(status, b"{}", {**{name: value for name, value in errors.items() if value}, **named})
 
 
-def slow(pause: float) -> Fault:
-    """Each chunk comes late."""
-    return lambda reply: replace(reply, pause=pause)
-
-
 def held(gate: threading.Event) -> Fault:
     """The answer comes once the gate is open."""
-    return lambda reply: reply if gate.wait(60) else Reply(503)
+    return lambda reply: reply if gate.wait(PATIENCE) else Reply(503)
+
+
+def held_in_the_middle(gate: threading.Event) -> Fault:
+    """The first chunk comes, and the others once the gate is open."""
+    return lambda reply: replace(reply, gate=gate)
 
 
 def not_json(_: Reply) -> Reply:
@@ -133,8 +136,10 @@ class LoopbackHub(Loopback):
         self.revisions: dict[str, str] = {}
         """Of each repository the revision that was asked for last."""
         self.ranges = True
-        self.pause = 0.0
         self._faults: dict[str, list[Fault]] = {}
+        self._news = threading.Condition()
+        self._left: int | None = None
+        self._is_held_up = False
 
     @property
     def url(self) -> str:
@@ -157,10 +162,54 @@ class LoopbackHub(Loopback):
         """The files that were asked for, in order."""
         return [seen.path for seen in self.seen if seen.path != INFO]
 
+    def asked_for(self, path: str) -> None:
+        """Wait until a file has been asked for.
+
+        Raises:
+            TimeoutError: nobody does.
+        """
+        self._wait(lambda: any(seen.path == path for seen in self.seen), f"ask for {path}")
+
+    def stop_after(self, chunks: int) -> None:
+        """Send so many more chunks, of any files, and then nothing until `go_on`."""
+        with self._news:
+            self._left, self._is_held_up = chunks, False
+
+    def go_on(self) -> None:
+        """Send everything again."""
+        with self._news:
+            self._left = None
+            self._news.notify_all()
+
+    def held_up(self) -> None:
+        """Wait until somebody waits for a chunk behind those of `stop_after`.
+
+        Raises:
+            TimeoutError: nobody does.
+        """
+        self._wait(lambda: self._is_held_up, "wait for a chunk")
+
+    def pass_chunk(self) -> None:
+        """Wait for the turn of a chunk."""
+        with self._news:
+            if self._left == 0:
+                self._is_held_up = True
+                self._news.notify_all()
+            self._news.wait_for(lambda: self._left != 0, PATIENCE)
+            if self._left:
+                self._left -= 1
+
+    def _wait(self, happened: Callable[[], bool], what: str) -> None:
+        with self._news:
+            if not self._news.wait_for(happened, PATIENCE):
+                raise TimeoutError(f"nobody came to {what} within {PATIENCE} seconds")
+
     def answer(self, host: str, url: str, headers: Message) -> Reply:
         path, reply = self._route(urlsplit(unquote(url)).path)
         if reply.status != 302:
-            self.seen.append(Seen(host, path, headers.get("Range"), headers.get("Authorization")))
+            with self._news:
+                self.seen.append(Seen(host, path, headers.get("Range"), headers.get("Authorization")))
+                self._news.notify_all()
             if faults := self._faults.get(path):
                 reply = faults.pop(0)(reply)
         return self._ranged(reply, headers.get("Range"))
@@ -172,7 +221,7 @@ class LoopbackHub(Loopback):
             return match[3], self._resolve(match[1], match[3])
         match = re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", url)
         assert match, url
-        return match[2], Reply(200, self.repositories[match[1]].files[match[2]], pause=self.pause)
+        return match[2], Reply(200, self.repositories[match[1]].files[match[2]])
 
     def _info(self, name: str, revision: str) -> Reply:
         self.revisions[name] = revision
@@ -218,8 +267,10 @@ def _handler(hub: LoopbackHub) -> type[Handler]:
         def _write(self, reply: Reply) -> None:
             body = memoryview(reply.body)[: reply.cut]
             for start in range(0, len(body), CHUNK):
+                if start and reply.gate is not None:
+                    reply.gate.wait(PATIENCE)
+                hub.pass_chunk()
                 self.wfile.write(body[start : start + CHUNK])
-                time.sleep(reply.pause) if reply.pause else None
             self.close_connection = reply.cut is not None
 
     return HubHandler

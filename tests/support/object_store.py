@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import boto3
 
@@ -80,7 +81,7 @@ def _create_bucket(url: str) -> BucketSettings:
     return BucketSettings(url, keys["AccessKeyId"], keys["SecretAccessKey"], BUCKET)
 
 
-def _client(service: str, url: str):
+def _client(service: str, url: str) -> Any:
     return boto3.session.Session().client(
         service,
         endpoint_url=url,

@@ -35,10 +35,10 @@ class OnDevice(Tensor):
 
     host: Tensor
     device_in_use: "SimulatedCuda"
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, host: Tensor) -> Self:
+    def __new__(cls: type[Self], host: Tensor) -> Self:
         with torch.inference_mode(host.is_inference()):
             self = Tensor._make_wrapper_subclass(
                 cls,
@@ -54,11 +54,11 @@ class OnDevice(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return cls.device_in_use.run(function, args, dict(kwargs or {}))
@@ -162,7 +162,7 @@ class _Numbers(TorchFunctionMode):
 
 
 class Link:
-    """The way to the device, for `qwen_edit.weights.sinks.Staged`."""
+    """The way to the device, for `qwen_edit.weights.sinks.PinnedRing`."""
 
     def allocate(self, size: int) -> Tensor:
         return OnDevice(torch.empty(size, dtype=torch.uint8))

@@ -1,6 +1,6 @@
-import json
 import struct
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qwen_edit.svdq import dense_state_dict, layout
+from qwen_edit.svdq import layout
 from qwen_edit.svdq.checkpoint import CheckpointError, read_header
 from qwen_edit.svdq.dense import dense_block, dense_modulation, dense_svdq
 from qwen_edit.svdq.modules import AWQ_MODULES, NORMS, SVDQ_MODULES, expected_tensors, top_level_tensors
 from qwen_edit.svdq.quantize import write_checkpoint
+from tests.support.dense import dense_state_dict
 
 SHIFT = 0.171875
 FUSED = {
@@ -88,7 +89,7 @@ def layer_of(run: Any, inputs: int) -> tuple[Tensor, Tensor]:
 
 def stock_block(plain: Mapping[str, Plain], width: int) -> Plain:
     """The stock tensors of one block, from running the layers of the format."""
-    stock = {}
+    stock: Plain = {}
     for module, (inputs, _) in SVDQ_MODULES.items():
         shift = SHIFT if module.endswith("mlp.net.2") else 0.0
         weight, bias = layer_of(lambda x, m=module, s=shift: run_svdq(plain[m], x, s), inputs * width)
@@ -122,11 +123,12 @@ def output(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Tenso
         model = QwenImageTransformer2DModel(**config)
     model.load_state_dict(state_dict, assign=True)
     model.pos_embed = type(model.pos_embed)(theta=10000, axes_dim=list(config["axes_dims_rope"]), scale_rope=True)
-    return model(**inputs_of_model())[0]
+    sample: Tensor = model(**inputs_of_model())[0]
+    return sample
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def test_representable_weights_come_back_exactly(representable: tuple[Path, Plai
     assert dense.keys() == stock.keys()
     for name, tensor in dense.items():
         assert tensor.dtype == torch.float32
-        torch.testing.assert_close(tensor, stock[name], rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(tensor, stock[name], rtol=1e-5, atol=1e-6, msg=partial("{}: {}".format, name))
 
 
 def test_representable_weights_give_the_same_picture(representable: tuple[Path, Plain]) -> None:
@@ -259,7 +261,7 @@ def test_a_block_converts_on_its_own_and_leaves_its_tensors_alone(small_file: Pa
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     block = dense_block(tensors, 0, "small.safetensors", torch.float32)
     whole = dense_state_dict(small_file, torch.float32)
-    assert set(block) == {name for name in whole if name.startswith("transformer_blocks.")}
+    assert set(block) == {name for name in whole if name.startswith("transformer_blocks.") and "_mod." not in name}
     assert all(torch.equal(tensor, whole[name]) for name, tensor in block.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
 
@@ -286,7 +288,6 @@ def test_a_block_converts_on_the_gpu_as_on_the_cpu(small_file: Path) -> None:
         ),
         ("transformer_blocks.0.attn.to_qkv.proj_up", 0, torch.nan, "transformer_blocks.0.attn.to_q.weight"),
         ("transformer_blocks.0.txt_mlp.net.2.wscales", 7, torch.inf, "transformer_blocks.0.txt_mlp.net.2.weight"),
-        ("transformer_blocks.0.img_mod.1.wzeros", 7, -torch.inf, "transformer_blocks.0.img_mod.1.weight"),
         ("transformer_blocks.0.attn.to_out.0.bias", 3, torch.nan, "transformer_blocks.0.attn.to_out.0.bias"),
         ("transformer_blocks.0.attn.norm_q.weight", 3, torch.nan, "transformer_blocks.0.attn.norm_q.weight"),
         ("proj_out.weight", 3, torch.nan, "proj_out.weight"),
@@ -303,18 +304,6 @@ def test_a_value_that_spoils_the_model_is_refused(
     with pytest.raises(CheckpointError, match=r"^model_unavailable: spoiled\.safetensors: tensor ") as caught:
         dense_state_dict(path)
     assert f"'{blamed}'" in caught.value.sentence
-
-
-def test_a_header_that_only_safetensors_refuses_is_refused(small_file: Path, tmp_path: Path) -> None:
-    content = small_file.read_bytes()
-    (length,) = struct.unpack_from("<Q", content)
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"]["note"] = "\ud800"  # half of a surrogate pair: Python's JSON reader takes it
-    text = json.dumps(header).encode()
-    path = tmp_path / "note.safetensors"
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
-    with pytest.raises(CheckpointError, match=r"note\.safetensors: cannot be read"):
-        dense_state_dict(path)
 
 
 def test_a_truncated_file_gives_no_state_dict(small_file: Path, tmp_path: Path) -> None:

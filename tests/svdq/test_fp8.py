@@ -20,7 +20,7 @@ def packed(tiny_file: Path) -> dict[str, Tensor]:
 def test_the_layers_that_are_quantized_are_all_but_the_modulations(packed: dict[str, Tensor]) -> None:
     weights = [name for name, tensor in dense_block(packed, 1, "").items() if tensor.dim() == 2]
 
-    assert sorted(QUANTIZED) == sorted(name for name in weights if "_mod." not in name)
+    assert sorted(QUANTIZED) == sorted(weights)
     assert len(QUANTIZED) == 12
 
 
@@ -31,13 +31,6 @@ def test_what_is_not_quantized_is_what_the_dense_block_has(packed: dict[str, Ten
     for name in dense.keys() - set(QUANTIZED):
         assert ours[name].dtype == torch.bfloat16
         assert torch.equal(ours[name], dense[name])
-
-
-def test_the_modulations_can_be_left_out(packed: dict[str, Tensor]) -> None:
-    whole, ours = fp8_block(packed, 1, ""), fp8_block(packed, 1, "", with_modulations=False)
-
-    assert whole.keys() - ours.keys() == {name for name in whole if "_mod." in name}
-    assert len(whole) - len(ours) == 4
 
 
 def test_a_weight_is_quantized_from_float32(packed: dict[str, Tensor]) -> None:

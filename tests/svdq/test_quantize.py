@@ -12,11 +12,12 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors import safe_open
 from torch import Tensor
 
-from qwen_edit.svdq import dense_state_dict, layout
+from qwen_edit.svdq import layout
 from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.svdq.dense import dense_modulation, dense_svdq
 from qwen_edit.svdq.modules import expected_tensors
 from qwen_edit.svdq.quantize import quantize, quantize_modulation, quantize_svdq, write_checkpoint
+from tests.support.dense import dense_state_dict
 
 WRITE = """
 import sys
@@ -33,7 +34,7 @@ write_checkpoint(Path(sys.argv[1]), tensors, config, rank=16)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
+    return float((got - expected).norm() / expected.norm())
 
 
 def test_two_processes_write_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:

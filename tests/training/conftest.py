@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from builder.made.demo import files
 from qwen_edit import Editor
 from qwen_edit.settings import Settings
+from tests.support.restored import restored
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +18,13 @@ def demo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo(demo_models: Path) -> Editor:
-    """An editor of the demo model, on the lightning checkpoint at first."""
+def shared_demo(demo_models: Path) -> Editor:
+    """One editor of the demo model for all tests, which ask for `demo`."""
     return Editor.load(Settings(models=demo_models, device="cpu"))
+
+
+@pytest.fixture
+def demo(shared_demo: Editor) -> Iterator[Editor]:
+    """On the lightning checkpoint. A test may exchange its parts: they are put back."""
+    with restored(shared_demo):
+        yield shared_demo

@@ -19,12 +19,8 @@ PROMPT, NAME = "invert the colors", "invert"
 
 def test_fp8_loses_less_than_three_decibels(demo: Editor, demo_models: Path, photo: Image.Image) -> None:
     dense = score(edited(demo, photo, PROMPT), photo, NAME)
-    before = demo._pipeline.transformer
-    demo._pipeline.transformer = load_fp8(demo_models / LIGHTNING.path, torch.float32)
-    try:
-        fp8 = score(edited(demo, photo, PROMPT), photo, NAME)
-    finally:
-        demo._pipeline.transformer = before
+    demo.pipeline.transformer = load_fp8(demo_models / LIGHTNING.path, torch.float32)
+    fp8 = score(edited(demo, photo, PROMPT), photo, NAME)
 
     assert fp8 != dense
     assert fp8.right > dense.right - 3

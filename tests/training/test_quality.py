@@ -59,7 +59,7 @@ def test_the_original_follows_an_instruction_with_its_guidance(demo: Editor, roc
 
 def test_the_vae_gives_a_photo_back(demo: Editor, rocket: Image.Image) -> None:
     shown = pixels(reference(rocket, (640, 416)))
-    vae = demo._pipeline.vae
+    vae = demo.pipeline.vae
 
     with torch.inference_mode():
         decoded = vae.decode(vae.encode(shown[None, :, None] * 2 - 1).latent_dist.mode()).sample

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,16 @@ from tests.training.test_quality import edited
 from training.edits import EDITS, sentences
 from training.objectives import GUIDANCE, LIGHTNING_SIGMAS, ORIGINAL
 from training.photos import HELD_OUT, TRAINING, read
-from training.train import Plan, train
+from training.train import Effort, train
 
-TOY = Plan(vae_steps=3, vae_batch=2, pictures=4, sentences=2, lightning_steps=30, original_steps=2, batch=4)
+TOY = Effort(vae_steps=3, vae_batch=2, pictures=4, sentences=2, lightning_steps=30, original_steps=2, batch=4)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """A model of a few steps, what its stages left, and what they said."""
-    models, work, lines = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work"), []
+    models, work = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work")
+    lines: list[str] = []
     with publishing(models, "demo", "toy") as folder:
         train(folder, work, [read(PHOTOS / "chelsea.png")], TOY, lines.append)
     return models, work, lines
@@ -38,7 +40,7 @@ def test_a_few_steps_reduce_the_loss(trained: tuple[Path, Path, list[str]], tmp_
         tmp_path / "models",
         tmp_path,
         [read(PHOTOS / "chelsea.png")],
-        Plan(**{**vars(TOY), "lightning_steps": 2}),
+        replace(TOY, lightning_steps=2),
         short.append,
     )
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.weights import header
 from qwen_edit.weights.mapping import CAN_MAP, Mapped, _populate
-from qwen_edit.weights.placement import Block
-from qwen_edit.weights.reader import WINDOW, Weights
+from qwen_edit.weights.placement import WINDOW, Read
+from qwen_edit.weights.reader import Weights
 from qwen_edit.weights.sinks import sink_for
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_a_page_behind_the_end_of_a_file_is_an_error_and_not_the_end_of_the_proc
             _populate(buffer.data_ptr(), size)
 
         assert error.value.errno == errno.EFAULT
-        assert Mapped().read(file.fileno(), Block(0, size, ()), buffer) == PAGE
+        assert Mapped().read(file.fileno(), Read(0, size, ()), buffer) == PAGE
 
 
 def test_a_file_that_is_cut_short_before_it_is_mapped_is_refused(path: Path) -> None:
@@ -102,10 +102,10 @@ def test_a_file_that_is_cut_short_before_it_is_mapped_is_refused(path: Path) -> 
 
 
 def test_a_file_that_is_cut_short_between_two_groups_is_refused_with_its_name(path: Path) -> None:
-    with Weights([path], CPU, groups={path: [["whole"]] * (WINDOW + 2)}) as weights:
-        groups = weights.groups(path)
-        next(groups)
+    with Weights([path], CPU, portions={path: [["whole"]] * (WINDOW + 2)}) as weights:
+        portions = weights.portions(path)
+        next(portions)
         os.truncate(path, PAGE)
 
         with pytest.raises(ModelUnavailable, match=r"weights\.safetensors: "):
-            next(groups)
+            next(portions)

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qwen_edit.errors import Cancelled, ModelUnavailable
-from qwen_edit.weights.file import DTYPES
+from qwen_edit.weights.file import DTYPES, Arrived
 from qwen_edit.weights.header import ITEM_BYTES
 from qwen_edit.weights.mapping import CAN_MAP, Mapped
-from qwen_edit.weights.placement import ALIGNMENT, Block
-from qwen_edit.weights.reader import WINDOW, Weights
-from qwen_edit.weights.sinks import Direct, Sink
+from qwen_edit.weights.placement import ALIGNMENT, WINDOW, Read
+from qwen_edit.weights.reader import Weights
+from qwen_edit.weights.sinks import HostMemory, Sink
 from tests.support.reading import read_folder
 
 CPU = torch.device("cpu")
@@ -32,7 +32,8 @@ BLOCK = 1000
 maps = pytest.mark.skipif(not CAN_MAP, reason="this system cannot read a map without touching it")
 
 on_disk = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example writes its own file over the last one
+    # Each example writes its own file over the last one, as fast as the disk allows.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
 )
 
@@ -92,9 +93,9 @@ class Acting:
         self._lock = threading.Lock()
         self._first = True
 
-    def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+    def read(self, descriptor: int, span: Read, buffer: Tensor) -> int:
         with self._lock:
-            count: int = super().read(descriptor, block, buffer)  # type: ignore[misc]
+            count: int = super().read(descriptor, span, buffer)  # type: ignore[misc]
             if self._first:
                 self._first = False
                 self._after_first()
@@ -105,7 +106,7 @@ class Memory(bytearray):
     """Memory whose end can be seen."""
 
 
-class Watched(Acting, Direct):
+class Watched(Acting, HostMemory):
     """Knows which of its buffers are still there."""
 
     def __init__(self, after_first: Callable[[], object] = lambda: None) -> None:
@@ -156,16 +157,16 @@ def test_each_dtype_is_what_safetensors_makes_of_it(dtype: str, tmp_path: Path) 
 @on_disk
 @given(
     tensors=st.lists(st.tuples(st.sampled_from(list(ITEM_BYTES)), st.lists(st.integers(0, 9), max_size=3)), max_size=8),
-    block_bytes=st.integers(1, 500),
+    bytes_a_read=st.integers(1, 500),
     readers=st.integers(1, 4),
 )
-@pytest.mark.parametrize("sink_class", [Direct, pytest.param(Mapped, marks=maps)])
+@pytest.mark.parametrize("sink_class", [HostMemory, pytest.param(Mapped, marks=maps)])
 def test_any_file_is_read_as_safetensors_reads_it(
-    sink_class: type[Sink], tensors: list[tuple[str, list[int]]], block_bytes: int, readers: int, tmp_path: Path
+    sink_class: type[Sink], tensors: list[tuple[str, list[int]]], bytes_a_read: int, readers: int, tmp_path: Path
 ) -> None:
     path = written(tmp_path / "a.safetensors", tensors)
 
-    with Weights([path], CPU, readers=readers, block_bytes=block_bytes, sink=sink_class()) as weights:
+    with Weights([path], CPU, readers=readers, bytes_a_read=bytes_a_read, sink=sink_class()) as weights:
         found = weights.tensors(path)
 
     assert_same(found, load_file(path))
@@ -173,7 +174,7 @@ def test_any_file_is_read_as_safetensors_reads_it(
 
 
 def test_what_is_copied_has_one_buffer_and_begins_where_vectors_do(blocks: Path) -> None:
-    with Weights([blocks], CPU, sink=Direct()) as weights:
+    with Weights([blocks], CPU, sink=HostMemory()) as weights:
         found = weights.tensors(blocks)
 
     assert len({tensor.untyped_storage().data_ptr() for tensor in found.values() if tensor.numel()}) <= 1
@@ -183,7 +184,7 @@ def test_what_is_copied_has_one_buffer_and_begins_where_vectors_do(blocks: Path)
 def test_many_files_are_each_handed_out_whole_in_any_order(tmp_path: Path) -> None:
     paths = [written(tmp_path / f"{number}.safetensors", [("I32", [number, 100])]) for number in range(20)]
 
-    with Weights(paths, CPU, block_bytes=BLOCK) as weights:
+    with Weights(paths, CPU, bytes_a_read=BLOCK) as weights:
         for path in reversed(paths):
             assert_same(weights.tensors(path), load_file(path))
 
@@ -192,12 +193,12 @@ def test_files_are_read_in_the_order_in_which_they_are_needed(tmp_path: Path) ->
     paths = [written(tmp_path / f"{number}.safetensors", [("U8", [BLOCK * 3])]) for number in range(3)]
     order: list[str] = []
 
-    class Noting(Direct):
-        def read(self, descriptor: int, block: Block, buffer: Tensor) -> int:
+    class Noting(HostMemory):
+        def read(self, descriptor: int, span: Read, buffer: Tensor) -> int:
             order.append(Path(f"/proc/self/fd/{descriptor}").readlink().stem)
-            return super().read(descriptor, block, buffer)
+            return super().read(descriptor, span, buffer)
 
-    with Weights(paths, CPU, readers=1, block_bytes=BLOCK, sink=Noting()) as weights:
+    with Weights(paths, CPU, readers=1, bytes_a_read=BLOCK, sink=Noting()) as weights:
         weights.tensors(paths[2])
 
     assert order == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
@@ -221,7 +222,7 @@ def test_what_was_handed_out_is_counted(path: Path, folder: Path) -> None:
 def test_a_file_is_handed_out_once_and_its_memory_goes_with_its_tensors(sink_class: Any, path: Path) -> None:
     sink = sink_class()
 
-    with Weights([path], CPU, block_bytes=BLOCK, sink=sink) as weights:
+    with Weights([path], CPU, bytes_a_read=BLOCK, sink=sink) as weights:
         tensors = weights.tensors(path)
         with pytest.raises(KeyError):
             weights.tensors(path)
@@ -268,7 +269,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(sink_class: Any, change
     sink = sink_class(lambda: act(path))
 
     with (
-        Weights([path], CPU, readers=1, block_bytes=BLOCK, sink=sink) as weights,
+        Weights([path], CPU, readers=1, bytes_a_read=BLOCK, sink=sink) as weights,
         pytest.raises(ModelUnavailable, match=rf"vae/weights\.safetensors: {sentence}"),
     ):
         weights.tensors(path)
@@ -283,7 +284,7 @@ def test_a_file_truncated_anywhere_while_it_is_read_is_refused(sink_class: Any, 
     path = written(tmp_path / "a.safetensors", [("U8", [BLOCK * 10])])
     sink = sink_class(lambda: os.truncate(path, kept))
 
-    with Weights([path], CPU, readers=2, block_bytes=BLOCK, sink=sink) as weights, pytest.raises(ModelUnavailable):
+    with Weights([path], CPU, readers=2, bytes_a_read=BLOCK, sink=sink) as weights, pytest.raises(ModelUnavailable):
         weights.tensors(path)
 
 
@@ -296,7 +297,7 @@ def test_an_error_of_the_disk_is_raised_with_the_name_of_its_file_and_spares_the
 
     other = folder / "part-1.safetensors"
 
-    with Weights([path, other], CPU, readers=1, block_bytes=BLOCK, sink=sink_class(fail)) as weights:
+    with Weights([path, other], CPU, readers=1, bytes_a_read=BLOCK, sink=sink_class(fail)) as weights:
         with pytest.raises(ModelUnavailable, match=r"vae/weights\.safetensors: cannot be read: Input/output error"):
             weights.tensors(path)
         assert_same(weights.tensors(other), load_file(other))
@@ -318,7 +319,7 @@ def test_a_failure_leaves_no_thread_and_no_memory(sink_class: Any, path: Path, f
 
     failed = False
     try:
-        with Weights([path, folder / "part-1.safetensors"], CPU, readers=2, block_bytes=BLOCK, sink=sink) as weights:
+        with Weights([path, folder / "part-1.safetensors"], CPU, readers=2, bytes_a_read=BLOCK, sink=sink) as weights:
             weights._pool.shutdown()  # so that each block has failed
             weights.tensors(path)
     except ModelUnavailable:  # pytest.raises would keep the error, and with it the frames that hold the memory
@@ -333,7 +334,7 @@ def test_a_failure_leaves_no_thread_and_no_memory(sink_class: Any, path: Path, f
 @watched
 @pytest.mark.usefixtures("without_collector")
 def test_closing_in_the_middle_ends_the_wait_and_leaves_no_thread_and_no_memory(
-    sink_class: Any, path: Path, folder: Path
+    sink_class: Any, path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
@@ -342,11 +343,22 @@ def test_closing_in_the_middle_ends_the_wait_and_leaves_no_thread_and_no_memory(
         go_on.wait()
 
     sink = sink_class(hold)
-    weights = Weights([path, folder / "part-1.safetensors"], CPU, readers=2, block_bytes=BLOCK, sink=sink)
+    weights = Weights([path, folder / "part-1.safetensors"], CPU, readers=2, bytes_a_read=BLOCK, sink=sink)
     begun.wait()
     closing = threading.Thread(target=weights.close)
-    closing.start()
-    threading.Timer(0.05, go_on.set).start()
+    take, shutdown = weights._files[path].take, weights._pool.shutdown
+
+    def close_and_take() -> Arrived:
+        closing.start()
+        return take()
+
+    def shut_down_and_go_on(**options: bool) -> None:
+        shutdown(wait=False, **options)
+        go_on.set()
+        shutdown(**options)
+
+    monkeypatch.setattr(weights._files[path], "take", close_and_take)
+    monkeypatch.setattr(weights._pool, "shutdown", shut_down_and_go_on)
     with pytest.raises(Cancelled, match="the load was cancelled"):
         weights.tensors(path)
     closing.join()
@@ -441,8 +453,8 @@ GROUPS = [["4", "1"], ["3", "0"], ["5"]]
 def test_a_file_is_handed_out_in_groups_in_the_order_in_which_they_are_asked_for(blocks: Path) -> None:
     everything = load_file(blocks)
 
-    with Weights([blocks], CPU, groups={blocks: GROUPS}, block_bytes=BLOCK) as weights:
-        for names, tensors in zip(GROUPS, weights.groups(blocks), strict=True):
+    with Weights([blocks], CPU, portions={blocks: GROUPS}, bytes_a_read=BLOCK) as weights:
+        for names, tensors in zip(GROUPS, weights.portions(blocks), strict=True):
             assert_same(tensors, {name: everything[name] for name in names})
 
     assert weights.stats.bytes == blocks.stat().st_size - everything["2"].nbytes
@@ -450,11 +462,11 @@ def test_a_file_is_handed_out_in_groups_in_the_order_in_which_they_are_asked_for
 
 def test_no_more_groups_are_in_memory_than_the_window_and_what_the_caller_keeps(blocks: Path) -> None:
     sink = Watched()
-    groups = [[str(number)] for number in range(6)]
+    portions = [[str(number)] for number in range(6)]
     alive, kept = [], []
 
-    with Weights([blocks], CPU, groups={blocks: groups}, block_bytes=BLOCK, sink=sink) as weights:
-        for tensors in weights.groups(blocks):
+    with Weights([blocks], CPU, portions={blocks: portions}, bytes_a_read=BLOCK, sink=sink) as weights:
+        for tensors in weights.portions(blocks):
             if "1" in tensors:
                 kept.append(tensors["1"])
             alive.append(sink.alive - len(kept) + ("1" in tensors))
@@ -475,18 +487,18 @@ def test_tensors_that_are_not_wanted_are_not_read(blocks: Path) -> None:
 
 def test_a_group_with_a_tensor_that_the_file_does_not_have_is_refused(blocks: Path) -> None:
     with pytest.raises(KeyError, match="other"):
-        Weights([blocks], CPU, groups={blocks: [["other"]]})
+        Weights([blocks], CPU, portions={blocks: [["other"]]})
 
     assert not reading_threads()
 
 
 def test_closing_between_two_groups_ends_them(blocks: Path) -> None:
-    weights = Weights([blocks], CPU, groups={blocks: GROUPS})
-    groups = weights.groups(blocks)
-    next(groups)
+    weights = Weights([blocks], CPU, portions={blocks: GROUPS})
+    portions = weights.portions(blocks)
+    next(portions)
     weights.close()
 
     with pytest.raises(Cancelled, match="the load was cancelled"):
-        next(groups)
+        next(portions)
 
     assert not reading_threads()

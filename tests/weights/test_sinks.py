@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qwen_edit.weights.reader import Weights
-from qwen_edit.weights.sinks import Staged
+from qwen_edit.weights.sinks import PinnedRing
 
 
 class LateCopy:
@@ -70,7 +70,7 @@ def test_blocks_come_through_the_ring_whole_while_copies_are_late(tmp_path: Path
     paths = {tmp_path / f"{number}.safetensors": number for number in range(4)}
     expected = {path: saved(path, number) for path, number in paths.items()}
 
-    with Weights(paths, torch.device("cpu"), readers=3, block_bytes=1000, sink=Staged(link, 3, 1000)) as weights:
+    with Weights(paths, torch.device("cpu"), readers=3, bytes_a_read=1000, sink=PinnedRing(link, 3, 1000)) as weights:
         for path, tensors in expected.items():
             arrived = weights.tensors(path)
             assert all(torch.equal(arrived[name], tensor) for name, tensor in tensors.items())
@@ -89,7 +89,7 @@ def test_a_ring_that_could_not_be_pinned_is_an_error_and_no_endless_wait(tmp_pat
     saved(path)
 
     with (
-        Weights([path], torch.device("cpu"), readers=2, block_bytes=1000, sink=Staged(Full(), 2, 1000)) as weights,
+        Weights([path], torch.device("cpu"), readers=2, bytes_a_read=1000, sink=PinnedRing(Full(), 2, 1000)) as weights,
         pytest.raises(RuntimeError, match="cannot pin 1000 bytes"),
     ):
         weights.tensors(path)
@@ -103,7 +103,7 @@ def test_tensors_arrive_whole_on_a_gpu_while_it_computes(tmp_path: Path) -> None
     device = torch.device("cuda")
     busy = torch.rand(4096, 4096, device=device)
 
-    with Weights(paths, device, block_bytes=4096) as weights:
+    with Weights(paths, device, bytes_a_read=4096) as weights:
         for path in paths:
             busy = busy @ busy / busy.norm()
             arrived = weights.tensors(path)

@@ -10,7 +10,7 @@ from qwen_edit.weights.sinks import sink_for
 from qwen_edit.weights.stoppable import Stoppable
 
 CPU = torch.device("cpu")
-BLOCK_BYTES = 1 << 16
+BYTES_A_READ = 1 << 16
 
 
 def reading(path: Path, after: int) -> tuple[Weights, list[int]]:
@@ -21,11 +21,11 @@ def reading(path: Path, after: int) -> tuple[Weights, list[int]]:
         asked.append(1)
         return len(asked) > after
 
-    sink = Stoppable(sink_for(CPU, 1, BLOCK_BYTES), cancelled)
-    return Weights([path], CPU, readers=1, block_bytes=BLOCK_BYTES, sink=sink), asked
+    sink = Stoppable(sink_for(CPU, 1, BYTES_A_READ), cancelled)
+    return Weights([path], CPU, readers=1, bytes_a_read=BYTES_A_READ, sink=sink), asked
 
 
-def test_a_flag_that_is_set_ends_the_reading_between_two_blocks(models: Path) -> None:
+def test_a_flag_that_is_set_ends_the_reading_between_two_reads_of(models: Path) -> None:
     weights, asked = reading(models / LIGHTNING.path, after=2)
     with weights, pytest.raises(Cancelled, match="the load was cancelled"):
         weights.tensors(models / LIGHTNING.path)
@@ -39,6 +39,6 @@ def test_a_flag_that_is_not_set_changes_nothing(models: Path) -> None:
     with stoppable, Weights([path], CPU) as plain:
         ours, expected = stoppable.tensors(path), plain.tensors(path)
 
-    assert len(asked) == -(-sum(tensor.nbytes for tensor in expected.values()) // BLOCK_BYTES)
+    assert len(asked) == -(-sum(tensor.nbytes for tensor in expected.values()) // BYTES_A_READ)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name].view(torch.uint8), expected[name].view(torch.uint8)) for name in expected)

@@ -1,21 +1,25 @@
 """diffusers and transformers without the models that no edit uses, which their packages import or read all the same."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from functools import partial
+from importlib.abc import Loader
 from importlib.util import find_spec
 from pathlib import Path
+from threading import get_ident
 from types import ModuleType
 from typing import Any
+
+from qwen_edit.loading.imports.finder import Executed, Finder, Standing, Way, first
+from qwen_edit.loading.imports.stand_in import Report, StandIn, import_instead, remove, silent
 
 EAGER = ("diffusers.models.autoencoders", "diffusers.models.transformers")
 """Packages of diffusers 0.42 that import all 119 modules in them; an edit uses two."""
 
-FAMILIES = ("auto", "qwen2", "qwen2_vl", "qwen2_5_vl")
-"""The folders below transformers' `models` that serving imports from, of some 500."""
+FAMILIES = ("auto", "bloom", "qwen2", "qwen2_vl", "qwen2_5_vl")
+"""The folders below transformers' `models` that serving imports from, of some 500. Bloom is there for PEFT, which asks
+for one name of it: diffusers imports PEFT where it is installed, as in the image, because the engine needs it.
+"""
 
 TABLES = "transformers.utils.import_utils"
 """Where transformers 5 makes the tables of its names, for which it reads all of its 2,500 files, three times over."""
@@ -28,125 +32,106 @@ Define = Callable[..., dict[frozenset[str], dict[str, set[str]]]]
 
 
 @contextmanager
-def lean_packages() -> Iterator[None]:
+def lean_packages(report: Report = silent) -> Iterator[None]:
     """Import diffusers and transformers inside it for half of what their import takes (`bench/RESULTS.md`).
 
     Everything in them can still be imported, now or later: the rest of an eager package is imported when a name of it
     is asked for, and transformers reads the rest of its files when it is asked for a name that it does not know. What
-    is imported already stays as it is.
+    is imported already stays as it is, and so does what other threads import.
+
+    Args:
+        report: told inside it of a name that had the rest imported or read.
     """
-    finder = _Finder()
-    sys.meta_path.insert(0, finder)
+    narrowed = _Narrowed(report)
+
+    def deferred(loader: Loader) -> Loader:
+        return Standing(loader, lambda name: StandIn(name, report=report))
+
+    ways: dict[str, Way] = {**dict.fromkeys(EAGER, deferred), TABLES: partial(Executed, then=narrowed.narrow)}
     try:
-        yield
+        with first(Finder(ways)):
+            yield
     finally:
-        sys.meta_path.remove(finder)
-        if finder.narrowed is not None:
-            finder.narrowed.undo()
-
-
-class _Finder(MetaPathFinder):
-    """Finds what Python finds, and has the few modules named above executed in another way."""
-
-    def __init__(self) -> None:
-        self.narrowed: _Narrowed | None = None
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in (*EAGER, TABLES):
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Executed(spec.loader, self._narrow if name == TABLES else _defer)
-        return spec
-
-    def _narrow(self, loader: Loader, module: ModuleType) -> None:
-        loader.exec_module(module)
-        self.narrowed = _Narrowed(module)
-
-
-class _Executed(Loader):
-    """Another loader, with another way to execute the module."""
-
-    def __init__(self, loader: Loader, how: Callable[[Loader, ModuleType], None]) -> None:
-        self._loader = loader
-        self._how = how
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        self._how(self._loader, module)
-
-
-_LOADER = "_deferred_loader"
-
-
-class _Deferred(ModuleType):
-    """A package whose own code runs when a name of it is asked for that is none of a module imported from it."""
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the package has under that name
-        if name.startswith("__") and name != "__all__":  # the import system asks every package for some
-            raise AttributeError(name)
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        try:
-            vars(self)[_LOADER].exec_module(self)
-        except BaseException:
-            self.__class__ = _Deferred  # whoever asks next gets the same error
-            raise
-        return getattr(self, name)
-
-
-def _defer(loader: Loader, module: ModuleType) -> None:
-    vars(module)[_LOADER] = loader
-    module.__class__ = _Deferred
+        narrowed.undo()
 
 
 class _Narrowed:
-    """The module that makes transformers' tables, with only `FAMILIES` in them until more is asked for."""
+    """What makes transformers' tables, with only `FAMILIES` in them until more is asked for."""
 
-    def __init__(self, tables: ModuleType) -> None:
-        self._tables = vars(tables)
-        self._define: Define = self._tables["define_import_structure"]
-        self._lazy: type[ModuleType] = self._tables["_LazyModule"]
-        self._tables |= {"define_import_structure": self._define_families, "_LazyModule": self._partial()}
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self._thread = get_ident()
+        self._tables: dict[str, Any] = {}
+        self._originals: dict[str, Any] = {}
+        self._is_undone = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether what is imported now, by this thread, gets narrow tables."""
+        return not self._is_undone and get_ident() == self._thread
+
+    def narrow(self, tables: ModuleType) -> None:
+        """Change the module that makes the tables."""
+        names = vars(tables)
+        self._originals = {
+            "define_import_structure": names["define_import_structure"],
+            "_LazyModule": names["_LazyModule"],
+        }
+        define, lazy = self._originals.values()
+        self._tables = names
+        names |= {"define_import_structure": _of_families(define, self), "_LazyModule": _partial(lazy, self)}
 
     def undo(self) -> None:
-        """Whatever is imported from now on gets whole tables."""
-        self._tables |= {"define_import_structure": self._define, "_LazyModule": self._lazy}
+        """Whatever is imported from now on gets whole tables, also where a module holds what is undone here."""
+        self._is_undone = True
+        self._tables |= self._originals
 
-    def _define_families(self, path: str | Path, prefix: str | None = None) -> Mapping[frozenset[str], Any]:
+
+def _of_families(define: Define, narrowed: _Narrowed) -> Define:
+    def define_import_structure(path: str | Path, prefix: str | None = None) -> dict[frozenset[str], Any]:
         folder = Path(path).parent if Path(path).suffix else Path(path)  # a package may give its `__init__.py`
-        if folder.name != "models":
-            return self._define(path, prefix)
+        if folder.name != "models" or not narrowed.is_here:
+            return define(path, prefix)
         names: dict[frozenset[str], dict[str, set[str]]] = {}
         for family in FAMILIES:
-            for needed, modules in self._define(folder / family, f"{prefix}.{family}" if prefix else family).items():
+            for needed, modules in define(folder / family, f"{prefix}.{family}" if prefix else family).items():
                 names.setdefault(needed, {}).update(modules)
         return names
 
-    def _partial(self) -> type[ModuleType]:
-        lazy, undo = self._lazy, self.undo
+    return define_import_structure
 
-        class Partial(lazy):  # type: ignore[valid-type, misc]
-            """Takes over the whole table the first time that it is asked for a name it does not know."""
 
-            def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever transformers has under that name
-                try:
-                    return super().__getattr__(name)
-                except AttributeError:
-                    if self.__name__ not in PARTIAL or _is_none_of_its_names(self, name):
-                        raise
+def _partial(lazy: type[ModuleType], narrowed: _Narrowed) -> type[ModuleType]:
+    """transformers' class of packages that import on demand, for packages of which only a part is known."""
+
+    class Partial(lazy):  # type: ignore[valid-type, misc]
+        """Takes over the whole table the first time that the part it has does not do."""
+
+        def __init__(self, name: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - handed on
+            super().__init__(name, *arguments, **options)
+            if name in PARTIAL and narrowed.is_here:
+                del self.__all__  # whoever asks for all names is to get them
+            else:
                 self.__class__ = lazy  # type: ignore[assignment]
-                undo()
-                del sys.modules[self.__name__]
-                self.__dict__.update(vars(importlib.import_module(self.__name__)))
-                sys.modules[self.__name__] = self
-                return getattr(self, name)
 
-        return Partial
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever transformers has under that name
+            try:
+                return super().__getattr__(name)
+            except Exception as error:
+                if _is_of_the_import_system(self, name, error):
+                    raise
+                narrowed.report(AttributeError(f"{self.__name__} is asked for {name}"))
+            narrowed.undo()
+            whole = import_instead(self, partial(remove, self))
+            self.__class__ = lazy  # type: ignore[assignment]
+            self.__dict__.update(vars(whole))
+            return getattr(self, name)
+
+    return Partial
 
 
-def _is_none_of_its_names(package: ModuleType, name: str) -> bool:
+def _is_of_the_import_system(package: ModuleType, name: str, error: Exception) -> bool:
     """Whether a package is only asked by the import system, which then imports a module in it."""
-    return name.startswith("__") or find_spec(f"{package.__name__}.{name}") is not None
+    return isinstance(error, AttributeError) and (
+        (name.startswith("__") and name != "__all__") or find_spec(f"{package.__name__}.{name}") is not None
+    )

@@ -1,25 +1,36 @@
 """diffusers and transformers without the compiler and the distributed parts of torch, which no edit touches."""
 
+import functools
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from importlib.machinery import ModuleSpec
+from threading import get_ident
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed
 
+from qwen_edit.loading.imports.finder import Finder, Standing, first, present
+from qwen_edit.loading.imports.stand_in import Report, StandIn, silent
+
+COMPILER = "torch._dynamo"
+
 MARKERS = ("allow_in_graph", "assume_constant_result", "disable")
 """The decorators of `torch._dynamo` that diffusers 0.42 and transformers 5 apply as they are imported. Each only tells
 the compiler how to treat a function, which behaves the same without."""
 
-OPERATOR = "_trace_wrapped_higher_order_op"
+OPERATOR = f"{COMPILER}._trace_wrapped_higher_order_op"
 """The submodule of `torch._dynamo` that transformers takes a class from. It needs no other one."""
+
+ASKING = ("diffusers", "transformers")
+"""The packages that are told that torch was built without distributed."""
 
 
 @contextmanager
-def lean_torch() -> Iterator[None]:
+def lean_torch(report: Report = silent) -> Iterator[None]:
     """Import diffusers and transformers inside it, and build their pipeline, for a third less (`bench/RESULTS.md`).
 
     They do without two parts of torch there:
@@ -28,53 +39,88 @@ def lean_torch() -> Iterator[None]:
       compiled. A stand-in offers just these, and is gone afterwards: whoever compiles later imports the real package.
     - `torch.distributed.tensor`, which transformers leaves alone where torch was built without distributed.
 
-    Nothing is changed where the real packages are there already. Whoever means to compile imports `torch._dynamo`
-    first: it does not learn of the decorators that were passed over.
+    Nothing is changed where the real packages are there already, nor for other threads: they get the real ones. Whoever
+    means to compile imports `torch._dynamo` first: it does not learn of the decorators that were passed over.
+
+    Args:
+        report: told inside it of a name that had the real `torch._dynamo` imported.
     """
     with ExitStack() as undo:
-        if "torch._dynamo" not in sys.modules:
-            undo.enter_context(_dynamo_stand_in())
+        undo.enter_context(_without_compiler(report))
         if "torch.distributed.tensor" not in sys.modules:
             undo.enter_context(_without_distributed())
         yield
 
 
 @contextmanager
-def _dynamo_stand_in() -> Iterator[None]:
-    stand_in = ModuleType("torch._dynamo")
-    stand_in.__path__ = [str(Path(torch.__file__).parent / "_dynamo")]  # its submodules are the real ones
-    for name in MARKERS:
-        setattr(stand_in, name, _mark_nothing)
-    vars(stand_in)["eval_frame"] = SimpleNamespace(OptimizedModule=_NoModule)
-    sys.modules[stand_in.__name__] = stand_in
-    vars(torch)["_dynamo"] = stand_in
+def _without_compiler(report: Report) -> Iterator[None]:
+    made: list[_Compiler] = []
+
+    def make(_name: str) -> ModuleType:
+        made.append(_Compiler(report))
+        return made[-1]
+
     try:
-        yield
+        with first(_CompilerFinder({COMPILER: lambda loader: Standing(loader, make)})):
+            yield
     finally:
-        # torch imports the real one on the next use of the name. What else was imported below the stand-in goes as
-        # well: the real package could not be imported around it.
-        for name in _below(stand_in.__name__):
-            del sys.modules[name]
-        del vars(torch)["_dynamo"]
+        for stand_in in made:
+            stand_in.leave()  # torch imports the real one on the next use of the name
 
 
-def _below(package: str) -> list[str]:
-    """A package and its imported modules, but for the one that registers an operator, which it may do only once."""
-    return [
-        name
-        for name in sys.modules
-        if name == package or (name.startswith(f"{package}.") and name != f"{package}.{OPERATOR}")
-    ]
+class _Compiler(StandIn):
+    """In place of `torch._dynamo`."""
+
+    def __init__(self, report: Report) -> None:
+        self._frames = StandIn(f"{COMPILER}.eval_frame", {"OptimizedModule": _NoModule}, report)
+        known = {**dict.fromkeys(MARKERS, _mark_nothing), "eval_frame": self._frames}
+        super().__init__(COMPILER, known, report)
+
+    def leave(self) -> bool:
+        self._frames.leave()
+        return super().leave()
+
+    def goes_along(self) -> list[str]:
+        # The real package could not be imported around them, but for the one that registers an operator, which it may
+        # do only once.
+        return [name for name in list(sys.modules) if name.startswith(f"{COMPILER}.") and name != OPERATOR]
+
+
+class _CompilerFinder(Finder):
+    """Also has the stand-in give way before another thread imports a module below it."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        stand_in = sys.modules.get(COMPILER)
+        if get_ident() == self._thread or not name.startswith(f"{COMPILER}.") or not isinstance(stand_in, StandIn):
+            return super().find_spec(name, path, target)
+        stand_in.give_way()
+        return present(sys.modules[name]) if name in sys.modules else None
 
 
 @contextmanager
 def _without_distributed() -> Iterator[None]:
-    is_available = torch.distributed.is_available
-    torch.distributed.is_available = lambda: False
+    original, thread, inside = torch.distributed.is_available, get_ident(), True
+
+    @functools.wraps(original)
+    def is_available() -> bool:
+        return original() and not (inside and get_ident() == thread and _asks_from(ASKING))
+
+    torch.distributed.is_available = is_available
     try:
         yield
     finally:
-        torch.distributed.is_available = is_available
+        inside = False  # for whoever took the function meanwhile
+        if torch.distributed.is_available is is_available:
+            torch.distributed.is_available = original
+
+
+def _asks_from(packages: Sequence[str]) -> bool:
+    """Whether the caller's caller is a module of one of these packages."""
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = frame.f_back if frame is not None else None
+    module = str(frame.f_globals.get("__name__")) if frame is not None else ""
+    return module.split(".")[0] in packages
 
 
 class _NoModule:

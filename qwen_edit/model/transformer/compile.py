@@ -1,4 +1,7 @@
-"""The blocks of a dense transformer through `torch.compile`, which fuses what is between the matrix products."""
+"""The blocks of a dense transformer through `torch.compile`, which fuses what is between the matrix products.
+
+It waits for a figure from a GPU: `docs/architecture.md`, "Waiting for a GPU".
+"""
 
 from typing import Any
 

@@ -5,7 +5,7 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 from qwen_edit.model.blank import WithoutMemory, assign_tensors
 from qwen_edit.model.transformer.expansion import Expanded
 from qwen_edit.model.transformer.fp8_linear import use_fp8
-from qwen_edit.model.transformer.rotary import Rotary
+from qwen_edit.model.transformer.rotary import RotaryTable
 
 
 def build_dense(expanded: Expanded, *, fp8: bool = False) -> QwenImageTransformer2DModel:
@@ -23,5 +23,5 @@ def build_dense(expanded: Expanded, *, fp8: bool = False) -> QwenImageTransforme
         use_fp8(transformer)
     if expanded.modulations is not None:
         expanded.modulations.attach(transformer)
-    transformer.pos_embed = Rotary(list(transformer.config.axes_dims_rope))
+    transformer.pos_embed = RotaryTable(transformer.config.axes_dims_rope)
     return assign_tensors(transformer, expanded.tensors, expanded.info.file)

@@ -5,7 +5,6 @@ No diffusers here, so that it works while that is imported.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -18,7 +17,7 @@ from qwen_edit.svdq.dense import dense_block, dense_top_level
 from qwen_edit.svdq.engine import engine_block
 from qwen_edit.svdq.fp8 import fp8_block
 from qwen_edit.svdq.modules import block_prefix, top_level_tensors
-from qwen_edit.weights.file import Groups
+from qwen_edit.weights.file import Portions
 
 UNUSED = ".smooth_factor_orig"
 """What the names of the tensors end with that only the engine has a place for."""
@@ -28,7 +27,7 @@ TakeBlock = Callable[[Mapping[str, Tensor], int, str, torch.dtype], dict[str, Te
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BackendFormat:
     """What a backend makes of a checkpoint's blocks.
 
     `is_dense` says that the modulations are taken out of the blocks and looked up; the engine computes its own.
@@ -38,11 +37,11 @@ class Recipe:
     is_dense: bool
 
 
-RECIPES: Mapping[BackendName, Recipe] = MappingProxyType(
+FORMATS: Mapping[BackendName, BackendFormat] = MappingProxyType(
     {
-        "dense": Recipe(partial(dense_block, with_modulations=False), is_dense=True),
-        "dense-fp8": Recipe(partial(fp8_block, with_modulations=False), is_dense=True),
-        "nunchaku": Recipe(engine_block, is_dense=False),
+        "dense": BackendFormat(dense_block, is_dense=True),
+        "dense-fp8": BackendFormat(fp8_block, is_dense=True),
+        "nunchaku": BackendFormat(engine_block, is_dense=False),
     }
 )
 
@@ -60,41 +59,41 @@ class Expanded:
     modulations: Modulations | None
 
 
-def groups_of(info: CheckpointInfo, recipe: Recipe) -> Groups:
+def portions_of(info: CheckpointInfo, form: BackendFormat) -> Portions:
     """The tensors outside of the blocks, then those of each block: what `Weights` is to hand out together."""
     blocks: dict[str, list[str]] = {block_prefix(block): [] for block in range(info.num_layers)}
     for name in info.tensors:
         prefix = ".".join(name.split(".", 2)[:2]) + "."
-        if prefix in blocks and not (recipe.is_dense and name.endswith(UNUSED)):
+        if prefix in blocks and not (form.is_dense and name.endswith(UNUSED)):
             blocks[prefix].append(name)
     return [list(top_level_tensors(info.config)), *blocks.values()]
 
 
 def expand(
-    info: CheckpointInfo, groups: Iterable[Mapping[str, Tensor]], recipe: Recipe, dtype: torch.dtype
+    info: CheckpointInfo, portions: Iterable[Mapping[str, Tensor]], form: BackendFormat, dtype: torch.dtype
 ) -> Expanded:
-    """Expand a checkpoint while it is read. At the peak there are the result and what `groups` holds.
+    """Expand a checkpoint while it is read. At the peak there are the result and what `portions` holds.
 
     Args:
         info: the checkpoint's header.
-        groups: `groups_of` it, on the device.
+        portions: `portions_of` it, on the device.
         dtype: of what the transformer computes with.
 
     Raises:
         ModelUnavailable: it cannot be read, or a value in it gives no finite weight.
         Cancelled: the reading was closed.
     """
-    modulations = Modulations() if recipe.is_dense else None
+    modulations = Modulations() if form.is_dense else None
     tensors: dict[str, Tensor] = {}
-    for part in _parts(info, groups, recipe, dtype, modulations):
+    for part in _parts(info, portions, form, dtype, modulations):
         tensors |= part
     return Expanded(info, dtype, tensors, modulations)
 
 
 def refill(
     info: CheckpointInfo,
-    groups: Iterable[Mapping[str, Tensor]],
-    recipe: Recipe,
+    portions: Iterable[Mapping[str, Tensor]],
+    form: BackendFormat,
     dtype: torch.dtype,
     places: Mapping[str, Tensor],
     modulations: Modulations | None,
@@ -111,21 +110,21 @@ def refill(
     Raises:
         ModelUnavailable, Cancelled: see `expand`.
     """
-    for part in _parts(info, groups, recipe, dtype, modulations):
+    for part in _parts(info, portions, form, dtype, modulations):
         for name, tensor in part.items():
             places[name].copy_(tensor)
 
 
 def _parts(
     info: CheckpointInfo,
-    groups: Iterable[Mapping[str, Tensor]],
-    recipe: Recipe,
+    portions: Iterable[Mapping[str, Tensor]],
+    form: BackendFormat,
     dtype: torch.dtype,
     modulations: Modulations | None,
 ) -> Iterator[dict[str, Tensor]]:
-    rest = iter(groups)
+    rest = iter(portions)
     yield dense_top_level(next(rest), info.file, dtype)
     for block, packed in enumerate(rest):
         if modulations is not None:
             modulations.store(packed, block, info.file)
-        yield recipe.take_block(packed, block, info.file, dtype)
+        yield form.take_block(packed, block, info.file, dtype)

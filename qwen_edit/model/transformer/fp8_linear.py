@@ -1,4 +1,7 @@
-"""A linear layer whose weight and whose input, row by row as it comes, are in fp8."""
+"""A linear layer whose weight and whose input, row by row as it comes, are in fp8.
+
+It waits for a figure from a GPU: `docs/architecture.md`, "Waiting for a GPU".
+"""
 
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel

@@ -8,8 +8,9 @@ No diffusers here, so that they can be taken out of a checkpoint while that is i
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,12 @@ class Modulation(nn.Module):
             self.register_buffer(name, tensor.clone(), persistent=False)
         self.current: Tensor | None = None
 
-    def forward(self, conditioning: Tensor) -> Tensor:  # noqa: ARG002 - the stock layer's signature
-        """What the stock layer gives in the current step, [1, 6d], which holds for each picture of a batch."""
-        if self.current is None:
-            raise RuntimeError("the modulations were asked for before their step was set")
-        return self.current
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """The stock layer's output for a conditioning [rows, d]: [rows, 6d].
+
+        While a schedule is looked up, [1, 6d] of its current step, which holds for each picture of a batch.
+        """
+        return self.outputs([conditioning])[0] if self.current is None else self.current
 
     def refill(self, parts: Mapping[str, Tensor]) -> None:
         """Take other weights of the same shapes, in the memory of the present ones."""
@@ -71,7 +73,6 @@ class Modulations:
         self._blocks: list[dict[str, Modulation]] = []
         self._tables: OrderedDict[tuple[object, ...], list[list[Tensor]]] = OrderedDict()
         self._latest: tuple[Tensor, list[list[Tensor]]] | None = None
-        self._unfollow: Callable[[], None] = _nothing
 
     def store(self, packed: Mapping[str, Tensor], block: int, file: str) -> None:
         """Copy the modulation layers of one block: the next one's, or in place those of a block that is there.
@@ -93,50 +94,54 @@ class Modulations:
             self._blocks[block][name].refill(parts)
         self.forget()
 
+    @property
+    def schedules(self) -> int:
+        """How many schedules are kept."""
+        return len(self._tables)
+
     def attach(self, transformer: "Transformer") -> None:
         """Put the layers into a stock transformer, in the place of its own, which may be on the meta device."""
         for block, layers in zip(transformer.transformer_blocks, self._blocks, strict=True):
             for name, layer in layers.items():
                 setattr(block, name.removesuffix(".1"), layer)
 
-    def follow(self, scheduler: Any, transformer: "Transformer") -> Callable[[], None]:  # noqa: ANN401 - untyped
-        """Before each pass of the transformer set the step to that of a scheduler, of this one from now on.
+    @contextmanager
+    def looked_up(
+        self, transformer: "Transformer", timesteps: Tensor, dtype: torch.dtype
+    ) -> Iterator[Callable[[int], None]]:
+        """Let the layers look up their outputs for a schedule; outside of the block they compute them.
 
-        The scheduler knows its step on the host. Its timesteps are read once for each time that they are set, before
-        the first pass; no pass waits for the device.
-
-        Returns:
-            The way to end it before another scheduler is followed.
-        """
-
-        def set_step(module: "Transformer", _args: object, kwargs: dict[str, Any]) -> None:
-            step = scheduler.begin_index if scheduler.step_index is None else scheduler.step_index
-            self.set_step(module, scheduler.timesteps, step, kwargs["hidden_states"].dtype)
-
-        self._unfollow()
-        self._unfollow = transformer.register_forward_pre_hook(set_step, with_kwargs=True).remove
-        return self._unfollow
-
-    def set_step(self, transformer: "Transformer", timesteps: Tensor, step: int, dtype: torch.dtype) -> None:
-        """Let the layers give what belongs to one step of a schedule.
+        The schedule is read once for each time that it is set, before the first step; no step waits for the device.
 
         Args:
             transformer: whose `time_text_embed` embeds the timesteps.
             timesteps: the schedule, 0 … 1000, as the scheduler holds it.
-            step: index of the step.
             dtype: of the latents.
+
+        Yields:
+            What sets the index of the step whose outputs the layers give.
         """
         if self._latest is None or self._latest[0] is not timesteps:
             self._latest = (timesteps, self._table(transformer, timesteps, dtype))
-        outputs = iter(self._latest[1][step])
-        for layers in self._blocks:
-            for layer in layers.values():
-                layer.current = next(outputs)
+        table = self._latest[1]
+        try:
+            yield lambda step: self._set(table[step])
+        finally:
+            self._unset()
 
     def forget(self) -> None:
         """Let the outputs go, and their memory; they are computed again when they are needed."""
         self._tables.clear()
         self._latest = None
+        self._unset()
+
+    def _set(self, outputs: list[Tensor]) -> None:
+        following = iter(outputs)
+        for layers in self._blocks:
+            for layer in layers.values():
+                layer.current = next(following)
+
+    def _unset(self) -> None:
         for layers in self._blocks:
             for layer in layers.values():
                 layer.current = None
@@ -151,20 +156,16 @@ class Modulations:
             self._tables.popitem(last=False)
         return self._tables[key]
 
-    @torch.no_grad()
     def _compute(self, transformer: "Transformer", timesteps: Tensor, dtype: torch.dtype) -> list[list[Tensor]]:
-        image = [_conditioning(transformer, timestep, dtype) for timestep in timesteps]
-        text = [one[:1] for one in image]
-        by_layer = [
-            layer.outputs(image if name.startswith("img") else text)
-            for layers in self._blocks
-            for name, layer in layers.items()
-        ]
+        with torch.no_grad():
+            image = [_conditioning(transformer, timestep, dtype) for timestep in timesteps]
+            text = [one[:1] for one in image]
+            by_layer = [
+                layer.outputs(image if name.startswith("img") else text)
+                for layers in self._blocks
+                for name, layer in layers.items()
+            ]
         return [list(outputs) for outputs in zip(*by_layer, strict=True)]
-
-
-def _nothing() -> None:
-    pass
 
 
 def _conditioning(transformer: "Transformer", timestep: Tensor, dtype: torch.dtype) -> Tensor:

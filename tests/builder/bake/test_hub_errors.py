@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from tests.support.loopback_hub import (
     LoopbackHub,
     corrupted,
     cut,
+    held_in_the_middle,
     lengthened,
     not_json,
     refused,
     shortened,
-    slow,
 )
 
 VAE_BYTES = base_files()[VAE]
@@ -242,18 +243,14 @@ def test_a_listing_that_leads_out_of_the_folder_is_refused(
     assert remote.fetched() == []
 
 
-def test_a_slow_hub_is_read_to_the_end(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
-    remote.fault(VAE, slow(0.05))
-    outcome, _ = bake_some(folder, hub, "vae")
-    assert not outcome.failures
-    assert ranges(remote, VAE) == [None]
-
-
 def test_a_hub_that_falls_silent_is_asked_again(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
-    remote.fault(VAE, slow(5.0))
-    outcome, _ = bake_some(folder, replace(hub, patience=replace(hub.patience, timeout=1.0)), "vae")
+    gate = threading.Event()
+    remote.fault(VAE, held_in_the_middle(gate))
+    hasty = replace(hub, patience=replace(hub.patience, timeout=0.5, attempts=NEVER))
+    outcome, _ = bake_some(folder, hasty, "vae")
+    gate.set()
     assert not outcome.failures
-    assert len(ranges(remote, VAE)) == 2
+    assert len(ranges(remote, VAE)) >= 2  # a busy machine can be silent for half a second more than once
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,11 @@ from builder.verify.directory import verify
 from qwen_edit.store.catalog import BASE_FOLDER, BASE_REPOSITORY, CHECKPOINT_FOLDER
 from qwen_edit.store.manifest import Manifest
 from tests.support.baked import LIGHTNING, VAE, base_files, checkpoint_files
-from tests.support.loopback_hub import LoopbackHub, cut
+from tests.support.loopback_hub import LoopbackHub, cut, held_in_the_middle
+from tests.support.patience import PATIENCE
+
+NEVER = 99
+"""Times that a fault strikes when it never stops."""
 
 VAE_BYTES = base_files()[VAE]
 
@@ -90,22 +94,18 @@ def test_a_place_that_is_no_folder_is_told_in_one_sentence(tmp_path: Path, hub: 
         bake_vae(tmp_path / "models", hub)
 
 
-def start(folder: Path, remote: LoopbackHub) -> "subprocess.Popen[str]":
-    """A whole bake in a process of its own, once it has sent its first request."""
-    remote.heal()
+def start(folder: Path, remote: LoopbackHub, **environ: str) -> "subprocess.Popen[str]":
+    """A whole bake in a process of its own."""
     # A test run in the background of a shell ignores Ctrl-C, and its children would too.
     listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program = f"{listening}from builder.__main__ import main; sys.exit(main())"
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", program, "bake", "--models", str(folder)],
-        env={**os.environ, "HF_ENDPOINT": remote.url},
+        env={**os.environ, "HF_ENDPOINT": remote.url, "HF_HUB_DOWNLOAD_TIMEOUT": f"{PATIENCE:g}", **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not remote.seen and process.poll() is None:
-        time.sleep(0.005)
-    return process
 
 
 def assert_nothing_partial_passes_for_whole(folder: Path) -> None:
@@ -120,18 +120,16 @@ def assert_nothing_partial_passes_for_whole(folder: Path) -> None:
 
 
 def test_a_bake_killed_at_any_moment_is_finished_by_the_same_command(folder: Path, remote: LoopbackHub) -> None:
-    remote.pause = 0.02
     moments = random.Random(20)
-    killed = 0
     for _ in range(10):
+        remote.stop_after(moments.randrange(12))
         process = start(folder, remote)
-        time.sleep(moments.uniform(0.0, 0.5))
+        remote.held_up()
         process.kill()
         process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+        remote.go_on()
+        assert process.returncode == -signal.SIGKILL
         assert_nothing_partial_passes_for_whole(folder)
-    assert killed
-    remote.pause = 0.0
     process = start(folder, remote)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -141,12 +139,13 @@ def test_a_bake_killed_at_any_moment_is_finished_by_the_same_command(folder: Pat
 
 
 def test_an_interrupt_ends_a_bake_in_one_sentence(folder: Path, remote: LoopbackHub) -> None:
-    remote.pause = 0.5
-    process = start(folder, remote)
-    while LIGHTNING not in remote.fetched() and process.poll() is None:
-        time.sleep(0.01)
+    gate = threading.Event()
+    remote.fault(LIGHTNING, held_in_the_middle(gate), times=NEVER)
+    process = start(folder, remote, HF_HUB_DOWNLOAD_TIMEOUT="1")  # which ends the wait for a hub that says nothing
+    remote.asked_for(LIGHTNING)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
+    gate.set()
     assert process.returncode == 130
     assert not (folder / CHECKPOINT_FOLDER / LIGHTNING).exists()
     assert errors.splitlines()[-1] == "stopped; the same command goes on where this one was"

@@ -9,7 +9,8 @@ import pytest
 
 from builder.bake import record
 from builder.bake.progress import Bar
-from builder.verify.command import main, verify
+from builder.verify.command import main
+from builder.verify.directory import verify
 from qwen_edit.store.catalog import BASE_FOLDER, CHECKPOINT_FOLDER, CHECKPOINT_REPOSITORY
 from qwen_edit.store.manifest import FILE_NAME, Entry, Manifest
 from qwen_edit.svdq.modules import expected_tensors, total_bytes

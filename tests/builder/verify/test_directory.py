@@ -11,7 +11,8 @@ from builder.bake import record
 from builder.bake.hub import Hub
 from builder.bake.order import Order, bake
 from builder.bake.parts import COMPONENTS
-from builder.verify.command import main, verify
+from builder.verify.command import main
+from builder.verify.directory import verify
 from qwen_edit.store.catalog import BASE_FOLDER, BASE_REPOSITORY, CHECKPOINT_FOLDER, CHECKPOINTS
 from qwen_edit.store.manifest import FILE_NAME, Entry, Manifest
 from tests.support import baked

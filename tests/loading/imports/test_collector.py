@@ -19,7 +19,7 @@ def test_nothing_is_collected_inside_and_what_was_made_is_passed_by_afterwards()
 
     with collector_paused():
         enabled = gc.isenabled()
-        kept = [[] for _ in range(1000)]
+        kept: list[list[object]] = [[] for _ in range(1000)]
 
     assert not enabled
     assert gc.isenabled()

@@ -15,7 +15,7 @@ CONFIG = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 128, 
 
 
 @pytest.fixture
-def model() -> Any:
+def model() -> QwenImageTransformer2DModel:
     torch.manual_seed(3)
     return QwenImageTransformer2DModel(**CONFIG).eval()
 
@@ -49,12 +49,15 @@ def graphs() -> Graphs:
 
 
 @torch.inference_mode()
-def run(model: Any, given: dict[str, Any]) -> Tensor:
-    return model(**given).sample
+def run(model: QwenImageTransformer2DModel, given: dict[str, Any]) -> Tensor:
+    sample: Tensor = model(**given).sample
+    return sample
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_it_computes_what_the_stock_blocks_compute(model, graphs, masked) -> None:
+def test_it_computes_what_the_stock_blocks_compute(
+    model: QwenImageTransformer2DModel, graphs: Graphs, masked: bool
+) -> None:
     mask = torch.tensor([[True, True, True, False, True]]) if masked else None
     expected = run(model, inputs(mask=mask))
 
@@ -64,7 +67,7 @@ def test_it_computes_what_the_stock_blocks_compute(model, graphs, masked) -> Non
     assert len(graphs.seen) == 1
 
 
-def test_one_code_serves_every_block_length_and_size(model, graphs) -> None:
+def test_one_code_serves_every_block_length_and_size(model: QwenImageTransformer2DModel, graphs: Graphs) -> None:
     given = [inputs(5, 3), inputs(6, 3), inputs(9, 7), inputs(4, 2)]
     expected = [run(model, one) for one in given]
 
@@ -75,7 +78,7 @@ def test_one_code_serves_every_block_length_and_size(model, graphs) -> None:
     assert len(graphs.seen) == 1
 
 
-def test_no_complex_number_reaches_the_compiler(model, graphs) -> None:
+def test_no_complex_number_reaches_the_compiler(model: QwenImageTransformer2DModel, graphs: Graphs) -> None:
     compile_blocks(model, backend=graphs)
     run(model, inputs())
 
@@ -86,7 +89,7 @@ def test_no_complex_number_reaches_the_compiler(model, graphs) -> None:
     assert not any(tensor.is_complex() for tensor in tensors)
 
 
-def test_the_weights_are_not_compiled_in(model, graphs) -> None:
+def test_the_weights_are_not_compiled_in(model: QwenImageTransformer2DModel, graphs: Graphs) -> None:
     compile_blocks(model, backend=graphs)
     before = run(model, inputs())
     with torch.inference_mode():
@@ -96,16 +99,17 @@ def test_the_weights_are_not_compiled_in(model, graphs) -> None:
     assert len(graphs.seen) == 1
 
 
-def test_one_code_serves_every_step_of_a_schedule(model, graphs) -> None:
+def test_one_code_serves_every_step_of_a_schedule(model: QwenImageTransformer2DModel, graphs: Graphs) -> None:
     modulations = stored(quantize(model.state_dict(), CONFIG, rank=16), 2, "file")
     modulations.attach(model)
     timesteps = torch.tensor([1000.0, 600.0, 200.0])
 
     def outputs() -> list[Tensor]:
         steps = []
-        for step in range(3):
-            modulations.set_step(model, timesteps, step, torch.float32)
-            steps.append(run(model, inputs()))
+        with modulations.looked_up(model, timesteps, torch.float32) as set_step:
+            for step in range(3):
+                set_step(step)
+                steps.append(run(model, inputs()))
         return steps
 
     expected = outputs()
@@ -116,7 +120,9 @@ def test_one_code_serves_every_step_of_a_schedule(model, graphs) -> None:
     assert len(graphs.seen) == 1
 
 
-def test_one_code_serves_the_blocks_in_fp8_which_quantize_what_they_share_once(model, graphs) -> None:
+def test_one_code_serves_the_blocks_in_fp8_which_quantize_what_they_share_once(
+    model: QwenImageTransformer2DModel, graphs: Graphs
+) -> None:
     weights = model.state_dict()
     use_fp8(model)
     for scale in [name for name in model.state_dict() if name.endswith("weight_scale")]:
@@ -136,7 +142,7 @@ def test_one_code_serves_the_blocks_in_fp8_which_quantize_what_they_share_once(m
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("default")  # the compiler's imports warn, of what is not ours
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_real_compiler_gives_nearly_the_same_on_a_gpu(model) -> None:
+def test_the_real_compiler_gives_nearly_the_same_on_a_gpu(model: QwenImageTransformer2DModel) -> None:
     torch._dynamo.reset()
     model.to("cuda", torch.bfloat16)
     given = {

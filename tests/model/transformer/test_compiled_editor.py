@@ -7,7 +7,9 @@ from PIL import Image
 from torch import Tensor
 
 from qwen_edit import Editor
+from qwen_edit.edit.hooks import NO_HOOKS
 from qwen_edit.edit.plan import Plan
+from qwen_edit.model.sampling import denoise
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import LIGHTNING
 
@@ -15,8 +17,7 @@ ONE_STEP = Plan(LIGHTNING, 1, 1.0, None, 7, 256, 256, 1)
 
 
 def denoised(editor: Editor, photo: Image.Image) -> Tensor:
-    editor._change_to(LIGHTNING)
-    return editor._pipeline.denoise(photo, "snow", ONE_STEP, lambda step: None, lambda: False)
+    return denoise(editor.pipeline, photo, "snow", ONE_STEP, NO_HOOKS)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

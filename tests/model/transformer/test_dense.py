@@ -4,9 +4,9 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
 from qwen_edit.model.transformer.dense import build_dense
-from qwen_edit.model.transformer.expansion import RECIPES, Expanded, expand, groups_of
+from qwen_edit.model.transformer.expansion import FORMATS, Expanded, expand, portions_of
 from qwen_edit.store.catalog import LIGHTNING
-from qwen_edit.svdq import read_header
+from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.weights.reader import Weights
 from tests.support.stock import stock_transformer
 
@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
 
 def expanded(path: Path) -> Expanded:
     info = read_header(path)
-    with Weights([path], CPU, groups={path: groups_of(info, RECIPES["dense"])}) as weights:
-        return expand(info, weights.groups(path), RECIPES["dense"], torch.float32)
+    with Weights([path], CPU, portions={path: portions_of(info, FORMATS["dense"])}) as weights:
+        return expand(info, weights.portions(path), FORMATS["dense"], torch.float32)
 
 
 def build(models: Path) -> QwenImageTransformer2DModel:
@@ -35,15 +35,16 @@ def test_it_computes_what_the_stock_model_with_the_dense_weights_computes(models
 
     with torch.inference_mode():
         assert checkpoint.modulations is not None
-        checkpoint.modulations.set_step(ours, torch.tensor([500.0]), 0, torch.float32)
-        assert torch.equal(ours(**inputs).sample, stock(**inputs).sample)
+        with checkpoint.modulations.looked_up(ours, torch.tensor([500.0]), torch.float32) as set_step:
+            set_step(0)
+            assert torch.equal(ours(**inputs).sample, stock(**inputs).sample)
 
 
 def test_nothing_stays_on_the_meta_device(models: Path) -> None:
     transformer = build(models)
 
     tensors = [*transformer.parameters(), *transformer.buffers()]
-    tensors += [transformer.pos_embed.pos_freqs, transformer.pos_embed.neg_freqs]
+    tensors += [transformer.pos_embed.pos_freqs]
     assert not any(tensor.is_meta for tensor in tensors)
     assert not any(tensor.requires_grad for tensor in tensors)
 

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,18 +7,19 @@ from torch import Tensor
 
 from builder.made import tiny
 from qwen_edit.model.transformer.dense import build_dense
-from qwen_edit.model.transformer.expansion import RECIPES, Expanded, expand, groups_of, refill
+from qwen_edit.model.transformer.expansion import FORMATS, Expanded, expand, portions_of, refill
 from qwen_edit.store.catalog import CHECKPOINTS
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
-from qwen_edit.svdq.dense import dense_state_dict
 from qwen_edit.svdq.modules import AWQ_MODULES
-from qwen_edit.weights.reader import WINDOW, Weights
-from qwen_edit.weights.sinks import Direct
+from qwen_edit.weights.placement import WINDOW
+from qwen_edit.weights.reader import Weights
+from qwen_edit.weights.sinks import HostMemory, Sink
+from tests.support.dense import dense_state_dict
 
 CPU = torch.device("cpu")
 LAYERS = 4
 
-DENSE = RECIPES["dense"]
+DENSE = FORMATS["dense"]
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +31,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return first, second
 
 
-def reading(path: Path, **options: object) -> tuple[CheckpointInfo, Weights]:
+def reading(path: Path, sink: Sink | None = None) -> tuple[CheckpointInfo, Weights]:
     info = read_header(path)
-    return info, Weights([path], CPU, groups={path: groups_of(info, DENSE)}, **options)
+    return info, Weights([path], CPU, portions={path: portions_of(info, DENSE)}, sink=sink)
 
 
 def expanded(path: Path) -> Expanded:
     info, weights = reading(path)
     with weights:
-        return expand(info, weights.groups(path), DENSE, torch.float32)
+        return expand(info, weights.portions(path), DENSE, torch.float32)
 
 
 def stock(path: Path) -> dict[str, Tensor]:
@@ -60,7 +59,7 @@ def test_block_by_block_it_is_what_the_whole_file_means(files: tuple[Path, Path]
 
 def test_the_groups_are_all_that_is_needed_in_the_order_of_the_blocks(files: tuple[Path, Path]) -> None:
     info = read_header(files[0])
-    groups = groups_of(info, DENSE)
+    groups = portions_of(info, DENSE)
 
     assert len(groups) == LAYERS + 1
     assert all(name.startswith(f"transformer_blocks.{block}.") for block in range(LAYERS) for name in groups[block + 1])
@@ -76,14 +75,14 @@ def test_another_checkpoint_takes_the_memory_of_the_present_one(files: tuple[Pat
 
     info, weights = reading(second)
     with weights:
-        groups = weights.groups(second)
+        groups = weights.portions(second)
         refill(info, groups, DENSE, torch.float32, transformer.state_dict(), present.modulations)
 
     assert {name: parameter.data_ptr() for name, parameter in transformer.named_parameters()} == places
     assert_equal(dict(transformer.state_dict()), stock(second))
 
 
-class Counting(Direct):
+class Counting(HostMemory):
     """Knows how much it allocated for each group."""
 
     def __init__(self) -> None:
@@ -105,14 +104,7 @@ def test_no_more_of_the_file_is_in_memory_than_the_window(files: tuple[Path, Pat
             yield group
 
     with weights:
-        expand(info, watched(weights.groups(files[0])), DENSE, torch.float32)
+        expand(info, watched(weights.portions(files[0])), DENSE, torch.float32)
 
     assert max(seen) == WINDOW
     assert max(sink.sizes) < sum(sink.sizes) / 3
-
-
-def test_it_works_before_diffusers_and_transformers_are_imported() -> None:
-    heavy = ("diffusers", "transformers")
-    program = f"import sys, qwen_edit.model.transformer.expansion; print([name in sys.modules for name in {heavy}])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "[False, False]\n"

@@ -1,10 +1,12 @@
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
+from PIL import Image
 
 from qwen_edit import Editor
 from qwen_edit.edit.plan import Plan
@@ -12,11 +14,13 @@ from qwen_edit.model.blank import WithoutMemory, assign_tensors
 from qwen_edit.model.transformer import fp8_linear
 from qwen_edit.model.transformer.fp8_linear import Fp8Input, Fp8Linear, use_fp8
 from qwen_edit.store.catalog import LIGHTNING
-from qwen_edit.svdq import read_header
+from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.svdq.dense import dense_top_level
 from qwen_edit.svdq.fp8 import FP8_MODULES, fp8_block, quantize_rows
 from qwen_edit.svdq.modules import top_level_tensors
 from qwen_edit.weights.reader import Weights
+from tests.support.dense import modulations
+from tests.support.edits import render
 from tests.support.stock import stock_transformer
 
 
@@ -71,9 +75,19 @@ def test_the_product_of_the_tensor_cores_is_asked_for_in_a_form_that_torch_takes
     assert (ours.float() - emulated.float()).norm() < 0.005 * emulated.float().norm()
 
 
+def noted(seen: list[torch.Tensor]) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """`quantize_rows`, which keeps what it is given."""
+
+    def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(x)
+        return quantize_rows(x)
+
+    return quantize
+
+
 def test_what_several_layers_are_given_is_quantized_once_and_then_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(fp8_linear, "quantize_rows", lambda x: (seen.append(x), quantize_rows(x))[1])
+    monkeypatch.setattr(fp8_linear, "quantize_rows", noted(seen))
     shared, x, other = Fp8Input(3), torch.randn(2, 5, 64), torch.randn(2, 5, 64)
 
     first, *more = (shared(x) for _ in range(3))
@@ -97,7 +111,7 @@ def load_fp8(path: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
     use_fp8(transformer)
     tensors = dense_top_level({name: packed[name] for name in top_level_tensors(info.config)}, info.file, dtype)
     for block in range(info.num_layers):
-        tensors |= fp8_block(packed, block, info.file, dtype)
+        tensors |= fp8_block(packed, block, info.file, dtype) | modulations(packed, block, dtype)
     return assign_tensors(transformer, tensors, info.file)
 
 
@@ -120,7 +134,7 @@ def test_a_block_quantizes_what_its_layers_share_once_and_computes_the_same(
         "img_shapes": [[(1, 8, 6)]],
     }
     counted: list[torch.Tensor] = []
-    monkeypatch.setattr(fp8_linear, "quantize_rows", lambda x: (counted.append(x), quantize_rows(x))[1])
+    monkeypatch.setattr(fp8_linear, "quantize_rows", noted(counted))
 
     with torch.inference_mode():
         shared = transformer(**inputs).sample
@@ -132,19 +146,15 @@ def test_a_block_quantizes_what_its_layers_share_once_and_computes_the_same(
     assert len(counted) == 8 + 12  # of each stream: queries, keys and values, the output, the MLP's two
 
 
-def test_an_edit_is_close_to_that_of_the_dense_backend(models: Path, editor: Editor, photo) -> None:
-    path, pipeline = models / LIGHTNING.path, editor._pipeline
+def test_an_edit_is_close_to_that_of_the_dense_backend(models: Path, editor: Editor, photo: Image.Image) -> None:
+    path, pipeline = models / LIGHTNING.path, editor.pipeline
     dense = stock_transformer(path)
     plan = Plan(
         LIGHTNING, steps=2, true_cfg_scale=1.0, negative_prompt=None, seed=4, width=256, height=256, num_images=1
     )
-    before, pictures = pipeline.transformer, []
-    try:
-        for pipeline.transformer in (dense, load_fp8(path, torch.float32)):
-            (picture,) = pipeline.render(photo, "make it snow", plan, lambda step: None, lambda: False)
-            pictures.append(np.asarray(picture).astype(float))
-    finally:
-        pipeline.transformer = before
+    pictures = []
+    for pipeline.transformer in (dense, load_fp8(path, torch.float32)):
+        pictures.append(np.asarray(render(pipeline, photo, plan)).astype(float))
 
     error = np.square(pictures[0] - pictures[1]).mean()
     assert error > 0

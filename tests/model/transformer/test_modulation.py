@@ -1,4 +1,5 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from torch import Tensor
 
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.model.transformer.modulation import SCHEDULES, Modulations
-from qwen_edit.svdq.dense import dense_block, dense_top_level
+from qwen_edit.svdq.dense import dense_top_level
 from qwen_edit.svdq.modules import top_level_tensors
 from qwen_edit.svdq.quantize import quantize
+from tests.support.dense import whole_block
 from tests.support.modulations import stored
 
 CONFIG: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 128}
@@ -35,7 +37,7 @@ def other() -> dict[str, Tensor]:
 def stock(packed: dict[str, Tensor], dtype: torch.dtype = torch.float32, **config: object) -> Any:
     dense = dense_top_level({name: packed[name] for name in top_level_tensors(CONFIG)}, "file", dtype)
     for block in range(CONFIG["num_layers"]):
-        dense |= dense_block(packed, block, "file", dtype)
+        dense |= whole_block(packed, block, "file", dtype)
     model = QwenImageTransformer2DModel(**CONFIG, **config).to(dtype).eval()
     model.load_state_dict(dense)
     return model
@@ -55,32 +57,34 @@ def passes(
     steps: int = 3,
     batch: int = 1,
     device: str = "cpu",
-    follow: Callable[[Any], None] = lambda scheduler: None,
+    modulations: Modulations | None = None,
 ) -> Iterator[Tensor]:
-    """What the model gives in each of two passes a step, driven as the pipeline drives it."""
+    """What the model gives in each of two passes a step, driven as the loop drives it."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(steps, device=device)
     scheduler.set_begin_index(0)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 12, 64, generator=generator).to(device, dtype).expand(batch, -1, -1)
     texts = torch.randn(2, 5, 64, generator=generator).to(device, dtype)[:, None].expand(-1, batch, -1, -1)
-    follow(scheduler)
-    for timestep in scheduler.timesteps:
-        outputs = [
-            model(
-                hidden_states=latents,
-                encoder_hidden_states=text,
-                timestep=timestep.expand(batch).to(dtype) / 1000,
-                img_shapes=[[(1, 2, 3), (1, 2, 3)]] * batch,
-            ).sample
-            for text in texts
-        ]
-        yield from outputs
-        latents = scheduler.step(outputs[0], timestep, latents, return_dict=False)[0]
+    looked_up = modulations.looked_up(model, scheduler.timesteps, dtype) if modulations else nullcontext(lambda _: None)
+    with looked_up as set_step:
+        for step, timestep in enumerate(scheduler.timesteps):
+            set_step(step)
+            outputs = [
+                model(
+                    hidden_states=latents,
+                    encoder_hidden_states=text,
+                    timestep=timestep.expand(batch).to(dtype) / 1000,
+                    img_shapes=[[(1, 2, 3), (1, 2, 3)]] * batch,
+                ).sample
+                for text in texts
+            ]
+            yield from outputs
+            latents = scheduler.step(outputs[0], timestep, latents, return_dict=False)[0]
 
 
 def followed(model: Any, modulations: Modulations, **how: Any) -> list[Tensor]:
-    return list(passes(model, follow=lambda scheduler: modulations.follow(scheduler, model), **how))
+    return list(passes(model, modulations=modulations, **how))
 
 
 def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -89,7 +93,9 @@ def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("zero_cond_t", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_pass_gives_the_bits_of_the_stock_layers(packed, dtype, zero_cond_t) -> None:
+def test_every_pass_gives_the_bits_of_the_stock_layers(
+    packed: dict[str, Tensor], dtype: torch.dtype, zero_cond_t: bool
+) -> None:
     ours = followed(*cached(packed, dtype, zero_cond_t=zero_cond_t), dtype=dtype, steps=9)
     theirs = list(passes(stock(packed, dtype, zero_cond_t=zero_cond_t), dtype, steps=9))
 
@@ -99,7 +105,7 @@ def test_every_pass_gives_the_bits_of_the_stock_layers(packed, dtype, zero_cond_
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_the_bits_of_the_stock_layers_too(packed) -> None:
+def test_a_gpu_gives_the_bits_of_the_stock_layers_too(packed: dict[str, Tensor]) -> None:
     model, modulations = cached(packed, torch.bfloat16)
     ours = followed(model.to("cuda"), modulations, dtype=torch.bfloat16, device="cuda")
     theirs = list(passes(stock(packed, torch.bfloat16).to("cuda"), torch.bfloat16, device="cuda"))
@@ -107,7 +113,7 @@ def test_a_gpu_gives_the_bits_of_the_stock_layers_too(packed) -> None:
     assert equal(ours, theirs)
 
 
-def test_the_pictures_of_a_batch_share_the_outputs(packed) -> None:
+def test_the_pictures_of_a_batch_share_the_outputs(packed: dict[str, Tensor]) -> None:
     ours = followed(*cached(packed), batch=2)
     theirs = list(passes(stock(packed), batch=2))
 
@@ -115,7 +121,7 @@ def test_the_pictures_of_a_batch_share_the_outputs(packed) -> None:
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(ours, theirs, strict=True))
 
 
-def test_the_transformer_holds_no_expanded_modulation(packed) -> None:
+def test_the_transformer_holds_no_expanded_modulation(packed: dict[str, Tensor]) -> None:
     model, _ = cached(packed)
 
     assert not [name for name in model.state_dict() if "_mod." in name]
@@ -125,7 +131,7 @@ def test_the_transformer_holds_no_expanded_modulation(packed) -> None:
     )
 
 
-def test_a_schedule_is_computed_once(packed) -> None:
+def test_a_schedule_is_computed_once(packed: dict[str, Tensor]) -> None:
     model, modulations = cached(packed)
     calls: list[int] = []
     model.time_text_embed.register_forward_hook(lambda *_: calls.append(1))
@@ -139,43 +145,42 @@ def test_a_schedule_is_computed_once(packed) -> None:
     assert equal(first, again)
 
 
-def test_only_the_latest_schedules_are_kept(packed) -> None:
+def test_only_the_latest_schedules_are_kept(packed: dict[str, Tensor]) -> None:
     model, modulations = cached(packed)
     first = followed(model, modulations, steps=1)
 
     for steps in range(2, SCHEDULES + 2):
         followed(model, modulations, steps=steps)
 
-    assert len(modulations._tables) == SCHEDULES
+    assert modulations.schedules == SCHEDULES
     assert equal(followed(model, modulations, steps=1), first)
 
 
-def test_what_was_forgotten_is_computed_again(packed) -> None:
+def test_what_was_forgotten_is_computed_again(packed: dict[str, Tensor]) -> None:
     model, modulations = cached(packed)
     first = followed(model, modulations)
 
     modulations.forget()
 
-    assert not modulations._tables
+    assert modulations.schedules == 0
     assert equal(followed(model, modulations), first)
 
 
-def test_a_pass_that_follows_no_schedule_is_refused(packed) -> None:
-    model, _ = cached(packed)
+def test_a_pass_outside_of_a_schedule_computes_what_the_stock_layers_do(packed: dict[str, Tensor]) -> None:
+    model, modulations = cached(packed)
+    followed(model, modulations)  # which leaves nothing of its last step
 
-    with pytest.raises(RuntimeError, match="before their step was set"):
-        next(passes(model))
+    assert equal(list(passes(model)), list(passes(stock(packed))))
 
 
-def test_the_scheduler_that_is_followed_can_be_changed(packed) -> None:
+def test_one_schedule_follows_another(packed: dict[str, Tensor]) -> None:
     model, modulations = cached(packed)
     followed(model, modulations, steps=5)
 
     assert equal(followed(model, modulations, steps=2), list(passes(stock(packed), steps=2)))
-    assert len(model._forward_pre_hooks) == 1
 
 
-def test_the_weights_are_its_own(packed) -> None:
+def test_the_weights_are_its_own(packed: dict[str, Tensor]) -> None:
     buffer = {name: tensor.clone() for name, tensor in packed.items()}
     model = stock(packed)
     modulations = stored(buffer, CONFIG["num_layers"], "file")
@@ -186,7 +191,7 @@ def test_the_weights_are_its_own(packed) -> None:
     assert equal(followed(model, modulations), list(passes(stock(packed))))
 
 
-def test_another_checkpoint_takes_the_memory_of_the_first(packed, other) -> None:
+def test_another_checkpoint_takes_the_memory_of_the_first(packed: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     model, modulations = cached(packed)
     followed(model, modulations)
     before = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
@@ -200,7 +205,7 @@ def test_another_checkpoint_takes_the_memory_of_the_first(packed, other) -> None
     assert equal(followed(model, modulations), list(passes(stock(other))))
 
 
-def test_padded_scales_are_trimmed(packed) -> None:
+def test_padded_scales_are_trimmed(packed: dict[str, Tensor]) -> None:
     def pad(name: str, tensor: Tensor) -> Tensor:
         if "_mod.1.wscales" in name or "_mod.1.wzeros" in name:
             return torch.cat([tensor, torch.full((16 - len(tensor), tensor.shape[1]), torch.nan, dtype=tensor.dtype)])
@@ -220,7 +225,9 @@ def _attached(modulated: dict[str, Tensor], rest: dict[str, Tensor]) -> tuple[An
 
 @pytest.mark.parametrize(("part", "kind"), [("wscales", "weight"), ("wzeros", "weight"), ("bias", "bias")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_refused_with_its_name(packed, part, kind, value) -> None:
+def test_a_weight_that_is_not_finite_is_refused_with_its_name(
+    packed: dict[str, Tensor], part: str, kind: str, value: float
+) -> None:
     name = f"transformer_blocks.1.txt_mod.1.{part}"
     damaged = {**packed, name: packed[name].clone()}
     damaged[name].view(-1)[3] = value

@@ -10,20 +10,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
+from PIL import Image
 
 from qwen_edit import Editor
 from qwen_edit.edit.plan import Plan
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.machine.backend import NUNCHAKU_INT4
 from qwen_edit.machine.engine import find_engine
-from qwen_edit.model.transformer.nunchaku import RotaryTable, load_nunchaku, offload_blocks
+from qwen_edit.model.transformer.expansion import FORMATS, expand, portions_of
+from qwen_edit.model.transformer.nunchaku import load_nunchaku, offload_blocks
 from qwen_edit.model.transformer.nunchaku_engine import MODULE
+from qwen_edit.model.transformer.rotary import RotaryTable
 from qwen_edit.store.catalog import LIGHTNING
-from qwen_edit.svdq import read_header
+from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.weights.reader import Weights
+from tests.support.edits import render as rendered
 from tests.support.places import ROOT
 from tests.support.stock import stock_transformer
 
+CPU = torch.device("cpu")
 STAND_IN = ROOT / "tests" / "support" / "stand_in"
 
 
@@ -40,8 +45,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def load(path: Path) -> QwenImageTransformer2DModel:
-    with Weights([path], torch.device("cpu")) as weights:
-        return load_nunchaku(read_header(path), weights.tensors(path), torch.float32)
+    return load_nunchaku(read_header(path), expanded(path, torch.float32), torch.float32)
+
+
+def expanded(path: Path, dtype: torch.dtype, device: torch.device = CPU) -> dict[str, torch.Tensor]:
+    """What a load makes of a checkpoint for the engine."""
+    info, form = read_header(path), FORMATS["nunchaku"]
+    with Weights([path], device, portions={path: portions_of(info, form)}) as weights:
+        return expand(info, weights.portions(path), form, dtype).tensors
 
 
 def inputs(batch: int = 1) -> dict[str, object]:
@@ -65,7 +76,16 @@ def test_it_computes_what_the_dense_backend_computes(batch: int, models: Path) -
 
 
 @pytest.mark.usefixtures("engine")
-def test_an_edit_in_the_pipeline_is_that_of_the_dense_backend(models: Path, editor: Editor, photo) -> None:
+def test_a_plain_forward_with_positional_arguments_works_too(models: Path) -> None:
+    transformer, given = load(models / LIGHTNING.path), inputs()
+    positional = (given["hidden_states"], given["encoder_hidden_states"], None, given["timestep"], given["img_shapes"])
+
+    with torch.inference_mode():
+        assert torch.equal(transformer(*positional).sample, transformer(**given).sample)
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_edit_in_the_pipeline_is_that_of_the_dense_backend(models: Path, editor: Editor, photo: Image.Image) -> None:
     plan = Plan(
         LIGHTNING, steps=2, true_cfg_scale=1.0, negative_prompt=None, seed=4, width=256, height=256, num_images=1
     )
@@ -79,21 +99,17 @@ def test_an_edit_in_the_pipeline_is_that_of_the_dense_backend(models: Path, edit
         assert np.abs(one.astype(int) - other).max() <= 1
 
 
-def render(editor: Editor, transformer: QwenImageTransformer2DModel, photo, plan: Plan) -> list[np.ndarray]:
-    pipeline = editor._pipeline
-    before, pipeline.transformer = pipeline.transformer, transformer
-    try:
-        pictures = pipeline.render(photo, "make it snow", plan, lambda step: None, lambda: False)
-    finally:
-        pipeline.transformer = before
-    return [np.asarray(picture) for picture in pictures]
+def render(
+    editor: Editor, transformer: QwenImageTransformer2DModel, photo: Image.Image, plan: Plan
+) -> list[np.ndarray]:
+    editor.pipeline.transformer = transformer
+    return [np.asarray(rendered(editor.pipeline, photo, plan))]
 
 
 @pytest.mark.usefixtures("engine")
 def test_the_tensors_of_the_file_are_taken_without_a_copy(models: Path) -> None:
     path = models / LIGHTNING.path
-    with Weights([path], torch.device("cpu")) as weights:
-        packed = weights.tensors(path)
+    packed = expanded(path, torch.bfloat16)
     transformer = load_nunchaku(read_header(path), packed, torch.bfloat16)
 
     state = transformer.state_dict()
@@ -125,34 +141,16 @@ def test_a_forward_does_not_empty_the_cache(engine: ModuleType, models: Path, mo
         transformer(**inputs())
     assert emptied == []
 
-    engine.torch = torch  # what the engine does by itself
+    monkeypatch.setattr(engine, "torch", torch)  # what the engine does by itself
     with torch.inference_mode():
         transformer(**inputs())
     assert len(emptied) == 1
 
 
 @pytest.mark.usefixtures("engine")
-def test_rows_that_pad_the_scales_of_a_narrow_model_are_left_out(models: Path) -> None:
-    path = models / LIGHTNING.path
-    with Weights([path], torch.device("cpu")) as weights:
-        packed = weights.tensors(path)
-    padded = {
-        name: torch.nn.functional.pad(tensor, (0, 0, 0, 14), value=torch.nan)
-        if "_mod.1.w" in name and name.endswith(("wscales", "wzeros"))
-        else tensor
-        for name, tensor in packed.items()
-    }
-    state = load_nunchaku(read_header(path), padded, torch.bfloat16).state_dict()
-
-    assert sum(padded[name].shape != packed[name].shape for name in packed) == 4
-    assert all(torch.equal(state[name], packed[name]) for name in packed)
-
-
-@pytest.mark.usefixtures("engine")
 def test_a_tensor_that_is_missing_is_named(models: Path) -> None:
     path = models / LIGHTNING.path
-    with Weights([path], torch.device("cpu")) as weights:
-        packed = weights.tensors(path)
+    packed = expanded(path, torch.float32)
     del packed["transformer_blocks.0.attn.to_out.0.proj_up"]
 
     with pytest.raises(ModelUnavailable, match=r"to_out\.0\.proj_up as missing"):
@@ -205,8 +203,8 @@ def test_an_engine_of_another_make_is_told_by_what_it_lacks(
         target = tmp_path / file.relative_to(STAND_IN)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(file.read_text())
-    with (package / "models" / "transformers" / "transformer_qwenimage.py").open("a") as file:
-        file.write(change + "\n")
+    with (package / "models" / "transformers" / "transformer_qwenimage.py").open("a") as source:
+        source.write(change + "\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
     try:
@@ -220,10 +218,9 @@ def test_the_rotary_table_takes_both_ways_of_asking() -> None:
     table, shapes, device = RotaryTable([16, 56, 56]), [[(1, 4, 6)]], torch.device("cpu")
 
     engine_way = table(shapes, [3, 5], device=device)
-    ways = [table(shapes, device=device, max_txt_seq_len=5), table(shapes, device, max_txt_seq_len=5)]
+    diffusers_way = table(shapes, device=device, max_txt_seq_len=5)
 
-    for way in ways:
-        assert all(torch.equal(one, other) for one, other in zip(engine_way, way, strict=True))
+    assert all(map(torch.equal, engine_way, diffusers_way))
     assert [part.shape for part in engine_way] == [(24, 64), (5, 64)]
 
 
@@ -243,8 +240,7 @@ def test_the_metadata_of_the_file_is_what_the_engine_reads(models: Path) -> None
 )
 def test_the_kernels_compute_what_the_dense_backend_computes(models: Path) -> None:
     path, device = models / LIGHTNING.path, torch.device("cuda")
-    with Weights([path], device) as weights:
-        nunchaku = load_nunchaku(read_header(path), weights.tensors(path), torch.bfloat16)
+    nunchaku = load_nunchaku(read_header(path), expanded(path, torch.bfloat16, device), torch.bfloat16)
     transformers = (nunchaku, stock_transformer(path, torch.bfloat16).to(device))
     on_device = {
         name: value.to(device, torch.bfloat16) if isinstance(value, torch.Tensor) else value

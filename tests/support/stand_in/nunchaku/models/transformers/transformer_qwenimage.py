@@ -62,7 +62,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = functional.gelu(self.net[0].proj(x), approximate="tanh")
-        return self.net[2](hidden)
+        output: Tensor = self.net[2](hidden)
+        return output
 
 
 class Block(QwenImageTransformerBlock):

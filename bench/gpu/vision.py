@@ -1,6 +1,6 @@
 """What it saves to attend to all windows of the vision tower at once, beside transformers' own tower.
 
-    python -m bench.vision [--layers 8] [--rounds 3] [--device cuda] [--clock work]
+    python -m bench.gpu.vision [--layers 8] [--rounds 3] [--device cuda] [--clock work]
 
 Both have the same random weights of the published width, and take turns. Every eighth layer attends to the whole
 picture, so 8 layers are a quarter of the published 32 and the same mix. The attention that is timed by itself is one
@@ -27,9 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
 
-from bench.full_size import VISION
-from bench.gpu_run import settle
-from qwen_edit.model.vision_windows import batch_windows
+from bench.gpu.full_size import VISION
+from bench.gpu.run import settle
+from qwen_edit.model.vision_windows import WindowAttention, batch_windows, window_inputs
 
 PICTURES = {
     "1024 × 1024": (74, 74),
@@ -89,9 +89,16 @@ def count() -> None:
         print(f"| {picture} | {' | '.join(f'{cell:,}' for cell in cells)} |", flush=True)
 
 
+def run(tower: Tower, given: Mapping[str, Tensor]) -> object:
+    """As an edit runs it: ours is told of the windows beforehand."""
+    told = window_inputs(tower, given["grid_thw"]) if isinstance(tower.blocks[0].attn, WindowAttention) else {}
+    return tower(**given, **told)
+
+
 def operations(tower: Tower, given: Mapping[str, Tensor]) -> Counter[str]:
-    with Operations() as counted:
-        tower(**given)
+    counted = Operations()
+    with counted:
+        run(tower, given)
     return counted.names
 
 
@@ -118,7 +125,7 @@ def attention_of(tower: Tower, given: Mapping[str, Tensor]) -> Callable[[], obje
     call: list[tuple[Any, dict[str, Any]]] = []
     attention = tower.blocks[0].attn
     hook = attention.register_forward_pre_hook(lambda _, args, kwargs: call.append((args, kwargs)), with_kwargs=True)
-    tower(**given)
+    run(tower, given)
     hook.remove()
     ((args, kwargs),) = call
     return partial(attention, *args, **kwargs)
@@ -135,7 +142,7 @@ def measure(dtype: torch.dtype, options: argparse.Namespace) -> None:
     config = {**VISION, "depth": options.layers}
     both = {name: tower.to(options.device, dtype) for name, tower in towers(config).items()}
     given = inputs(*PICTURES[WHOLE], both["stock"])
-    whole = {name: partial(tower, **given) for name, tower in both.items()}
+    whole = {name: partial(run, tower, given) for name, tower in both.items()}
     show(f"{options.layers} layers, {WHOLE}", kind, medians(whole, options, options.rounds))
 
 

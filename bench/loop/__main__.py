@@ -1,8 +1,8 @@
 """The worker loop in figures, with RunPod's real SDK at a control plane on loopback.
 
-`python -m bench.worker_loop idle [--real] [--jobs 12]`: the device's idle time, beside a plain sync handler's.
-`python -m bench.worker_loop queue [--seconds 2]`: what prefetching costs where several workers share a queue.
-`python -m bench.worker_loop soak [--jobs 200] [--fake]`: a burst of good, bad, cancelled and oversize jobs,
+`python -m bench.loop idle [--real] [--jobs 12]`: the device's idle time, beside a plain sync handler's.
+`python -m bench.loop queue [--seconds 2]`: what prefetching costs where several workers share a queue.
+`python -m bench.loop soak [--jobs 200] [--fake]`: a burst of good, bad, cancelled and oversize jobs,
 after the idle time of both handlers.
 """
 
@@ -21,12 +21,12 @@ from typing import Any
 
 from PIL import Image
 
-from bench.soak import soak
+from bench.loop.soak import soak
 from builder.made import tiny
 from tests.support.control_plane import ControlPlane
 from tests.support.loop_worker import LoopWorker, running
 
-PHOTO = Path(__file__).parents[1] / "tests" / "photos" / "chelsea.png"
+PHOTO = Path(__file__).parents[2] / "tests" / "photos" / "chelsea.png"
 STEPS = 8
 UTILISATION = 0.6
 """Share of the time that the workers are busy where jobs arrive at random."""
@@ -88,7 +88,7 @@ def workers(models: Path, count: int, concurrency: int) -> Iterator[ControlPlane
     with ExitStack() as stack:
         plane = stack.enter_context(ControlPlane())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        program = ("-m", "bench.loop_program", "async", "fake")
+        program = ("-m", "bench.loop.program", "async", "fake")
         started = [
             stack.enter_context(
                 running(
@@ -124,7 +124,7 @@ def ms(seconds: float) -> str:
 
 def _spans_of_a_burst(models: Path, kind: str, device: str, jobs: int, seconds: float) -> list[tuple[float, float]]:
     with ControlPlane() as plane, tempfile.TemporaryDirectory() as folder:
-        program = ("-m", "bench.loop_program", kind, device)
+        program = ("-m", "bench.loop.program", kind, device)
         with running(plane, models, Path(folder), *program) as worker:
             names = [plane.submit(str(number), request(seconds)) for number in range(jobs)]
             for name in names:

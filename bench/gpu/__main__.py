@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 
-from bench import full_size
-from bench.gpu_run import STAGES, TOLD, Figures, timed
+from bench.gpu import full_size
+from bench.gpu.run import STAGES, TOLD, Figures, timed
 from qwen_edit.store.catalog import CHECKPOINTS, LIGHTNING, Checkpoint
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 RUNS = "dense,stock,dense+flash,dense+compile,dense-fp8+compile,dense-fp8,nunchaku"
 STEPS = 8
 PRODUCTS = 10
@@ -179,7 +179,7 @@ def _run(options: argparse.Namespace, run: str, device: str, deadline: float, *m
     arguments += ["--steps", str(options.steps), "--repeats", str(options.repeats), *more]
     if options.profile and not more:
         arguments += ["--profile", str(options.profile / f"{run.replace('+', '-')}.txt")]
-    command = [sys.executable, "-m", "bench.gpu_run", *arguments]
+    command = [sys.executable, "-m", "bench.gpu.run", *arguments]
     figures: Figures = {}
     with (
         tempfile.TemporaryFile("w+") as errors,

@@ -1,7 +1,7 @@
 """What the imports cost, package by package: those of the public examples, and those of the worker.
 
-Run from the checkout: `python -m bench.imports [--rounds 5]`. Each is `python -X importtime` in fresh processes, whose
-own times are summed by package; the tracing itself slows imports down by about a tenth.
+Run from the checkout: `python -m bench.start.imports [--rounds 5]`. Each is `python -X importtime` in fresh processes,
+whose own times are summed by package; the tracing itself slows imports down by about a tenth.
 """
 
 import argparse
@@ -25,10 +25,9 @@ EXAMPLES = (
 WORKER = (
     "from qwen_edit.loading.imports.collector import collector_paused\n"
     "with collector_paused():\n"
-    "    from qwen_edit.loading.imports.packages import lean_packages\n"
-    "    from qwen_edit.loading.imports.torch_parts import lean_torch\n"
-    "    with lean_packages(), lean_torch():\n"
-    "        from qwen_edit.loading.assembly import load_base"
+    "    from qwen_edit.loading.imports.lean import lean_imports\n"
+    "    with lean_imports('qwen_edit.loading.assembly', enabled=True, compiled=False):\n"
+    "        pass"
 )
 
 
@@ -45,22 +44,23 @@ def main() -> None:
     print("| package | the examples' imports, ms | the worker's, ms |\n|---|---|---|")
     packages = sorted(before | after, key=lambda package: -before[package])
     for package in packages[:SHOWN]:
-        if max(before[package], after[package]) >= LEAST_MS:
-            print(f"| {package} | {before[package]:.0f} | {after[package]:.0f} |")
-    total, ours = before.total(), after.total()
+        theirs, own = before[package] / 1000, after[package] / 1000
+        if max(theirs, own) >= LEAST_MS:
+            print(f"| {package} | {theirs:.0f} | {own:.0f} |")
+    total, ours = before.total() / 1000, after.total() / 1000
     print(f"| all {len(before)} and {len(after)} packages | {total:.0f} | {ours:.0f} ({ours / total:.2f} ×) |")
 
 
 def _by_package(program: str) -> Counter[str]:
-    """Milliseconds that the modules of each package took, without what they imported."""
+    """Microseconds that the modules of each package took, without what they imported."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True, check=True
     )
-    milliseconds: Counter[str] = Counter()
+    microseconds: Counter[str] = Counter()
     for own, module in LINE.findall(done.stderr):
         parts = module.split(".")
-        milliseconds[".".join(parts[: DEPTH.get(parts[0], 1)])] += int(own) / 1000
-    return milliseconds
+        microseconds[".".join(parts[: DEPTH.get(parts[0], 1)])] += int(own)
+    return microseconds
 
 
 def _medians(samples: list[Counter[str]]) -> Counter[str]:

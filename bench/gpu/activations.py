@@ -1,6 +1,6 @@
 """What an edit of 1024 × 1024 pixels takes beside the weights: the largest sum of tensors that live at once.
 
-    python -m bench.activations
+    python -m bench.gpu.activations
 
 Every stage runs with the real configuration on PyTorch's meta device, which computes shapes and no numbers, so this
 needs neither weights nor a GPU. Counted are the tensors that PyTorch hands out, not what kernels take for themselves.
@@ -72,7 +72,8 @@ class LiveBytes(TorchDispatchMode):
 
 def peak(run: Callable[[], object]) -> int:
     """Bytes of the tensors that live at once while `run` runs."""
-    with torch.inference_mode(), LiveBytes() as live:
+    live = LiveBytes()
+    with torch.inference_mode(), live:
         run()
     return live.peak
 

@@ -1,4 +1,6 @@
-"""One start for `bench.cold_start`, in a process of its own: `python -m bench.cold_start_program WAY MODELS`.
+"""One start for `bench.start.cold_start`, in a process of its own.
+
+`python -m bench.start.cold_start_program WAY MODELS`
 
 The last line that it prints, with everything it made still in memory, is its peak of resident memory in bytes.
 """
@@ -11,9 +13,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 READERS = 8
-BLOCK_BYTES = 32 << 20
+BYTES_A_READ = 32 << 20
 
 
 def weight_files(models: Path) -> list[Path]:
@@ -77,8 +83,8 @@ def _read(path: Path) -> memoryview:
     size = path.stat().st_size
     view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(READERS) as pool:
-        for offset in range(0, size, BLOCK_BYTES):
-            pool.submit(os.preadv, file.fileno(), [view[offset : offset + BLOCK_BYTES]], offset)
+        for offset in range(0, size, BYTES_A_READ):
+            pool.submit(os.preadv, file.fileno(), [view[offset : offset + BYTES_A_READ]], offset)
     return view
 
 
@@ -131,19 +137,20 @@ def _load(models: Path) -> object:
         from qwen_edit.store.folder import is_used
         from qwen_edit.weights.reader import Weights
 
-        with Weights(files, torch.device("cpu"), wanted=is_used) as weights:
+        cpu = torch.device("cpu")
+        with Weights(files, cpu, wanted=is_used) as weights:
             with _lean():
                 from qwen_edit.loading.assembly import load_base
 
-                pipeline = load_base(models / BASE_FOLDER, lambda _file: weights, torch.bfloat16)
+                pipeline = load_base(models / BASE_FOLDER, lambda _file: weights, cpu, torch.bfloat16)
             return pipeline, weights.tensors(files[-1])
 
 
-def _touched(tensors: list[object]) -> float:
+def _touched(tensors: "list[Tensor]") -> float:
     """A byte of each page, for what is mapped and would be read later."""
     import torch
 
-    return sum(float(tensor.detach().reshape(-1).view(torch.uint8)[::4096].sum()) for tensor in tensors)  # type: ignore[attr-defined]
+    return sum(float(tensor.detach().reshape(-1).view(torch.uint8)[::4096].sum()) for tensor in tensors)
 
 
 WAYS: Mapping[str, Callable[[Path], object]] = {

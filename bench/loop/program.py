@@ -1,6 +1,6 @@
-"""A worker for bench.worker_loop, which logs when each edit has the device.
+"""A worker for bench.loop, which logs when each edit has the device.
 
-`python -m bench.loop_program {async,sync} {real,fake}`: `async` is handler.py; `sync` is the same editor behind a plain
+`python -m bench.loop.program {async,sync} {real,fake}`: `async` is handler.py; `sync` is the same editor behind a plain
 function, as the SDK's own examples have it. `fake` is the tests' device, which sleeps as long as the prompt says.
 """
 
@@ -8,25 +8,25 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qwen_edit.contract.request import EditRequest
-from qwen_edit.edit.hooks import OnStep
-from qwen_edit.editor import Editor, Prepared, Rendered, ignore, never
+from qwen_edit.edit.hooks import NO_HOOKS, Hooks
+from qwen_edit.edit.prepare import Prepared
+from qwen_edit.edit.respond import Rendered
+from qwen_edit.editor import Editor
 from qwen_edit.log import log
 from tests.support import fake_device
 
 _render = Editor.render
 
 
-def timed(
-    self: Editor, prepared: Prepared, on_step: OnStep = ignore, cancelled: Callable[[], bool] = never
-) -> Rendered:
+def timed(self: Editor, prepared: Prepared, hooks: Hooks = NO_HOOKS) -> Rendered:
     """`Editor.render`, which logs its two moments on the clock of `time.monotonic` however it ends."""
     started = time.monotonic()
     try:
-        return _render(self, prepared, on_step, cancelled)
+        return _render(self, prepared, hooks)
     finally:
         log("rendered", started=started, ended=time.monotonic())
 

@@ -45,7 +45,7 @@ def soak(models: Path, good: dict[str, Any], device: str, jobs: int) -> None:
     """
     kinds = dict(zip((f"job-{number}" for number in range(jobs)), itertools.cycle(CYCLE), strict=False))
     with ControlPlane(limit=LIMIT_MB * 1_000_000) as plane, tempfile.TemporaryDirectory() as folder:
-        program = ("-m", "bench.loop_program", "async", device)
+        program = ("-m", "bench.loop.program", "async", device)
         with running(plane, models, Path(folder), *program, QWEN_EDIT_MAX_PAYLOAD_MB=str(LIMIT_MB)) as worker:
             memory = _run(plane, worker, kinds, good)
             idle = _idle(worker)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +21,10 @@ from PIL import Image
 
 from qwen_edit import Editor, EditRequest
 from qwen_edit.edit.prepare import prepare
-from qwen_edit.settings import Settings
+from qwen_edit.settings import Backend, Device, Settings
 from qwen_edit.store.catalog import BASE_FOLDER, LIGHTNING
 
-PHOTO = Path(__file__).parents[1] / "tests" / "photos" / "rocket.jpg"
+PHOTO = Path(__file__).parents[2] / "tests" / "photos" / "rocket.jpg"
 
 TOLD = "figures: "
 """What a line of figures begins with; the rest is JSON."""
@@ -47,7 +48,7 @@ class Work:
     """What is measured: so many edits of `side`² pixels after the first one."""
 
     models: Path
-    device: str
+    device: Device
     side: int
     steps: int
     repeats: int
@@ -82,7 +83,7 @@ def main() -> None:
         write_profile(work, edit, options.profile)
 
 
-def measure_ours(work: Work, backend: str, changes: list[str], *, load_only: bool) -> Edit:
+def measure_ours(work: Work, backend: Backend, changes: list[str], *, load_only: bool) -> Edit:
     """Load with the editor and edit; `changes` are `compile`, `cudnn` and `flash`."""
     if "compile" in changes:
         import_module("torch._dynamo")  # ahead of diffusers, which marks its functions for the compiler
@@ -95,7 +96,7 @@ def measure_ours(work: Work, backend: str, changes: list[str], *, load_only: boo
     start = editor.start
     tell(load=start.total / 1000, imports=start.imports / 1000, read=start.read / 1000)
     tell(**{"held GB": memory_gb(work.device, "memory_allocated")})
-    pipeline = editor._pipeline
+    pipeline = editor.pipeline
     if "cudnn" in changes:
         pipeline.transformer.set_attention_backend("_native_cudnn")
     counter = Counter(pipeline.transformer)
@@ -156,11 +157,14 @@ def load_stock(work: Work) -> Any:  # noqa: ANN401 - untyped in diffusers
     """The stock pipeline; what joins its tokenizer and image processor is ours, for theirs needs torchvision."""
     from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageEditPipeline
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from qwen_edit.model.prompt import EditProcessor
+    from qwen_edit.model.prompt import PromptEncoder
+    from tests.support.stock import Processor
 
     base = work.models / BASE_FOLDER
     tokenizer = Qwen2Tokenizer.from_pretrained(base / "tokenizer")
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(base / "processor")
     # float32 on a CPU, as ours
     dtype = torch.bfloat16 if work.device == "cuda" else torch.float32
     text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(base / "text_encoder", dtype=dtype)
@@ -169,7 +173,7 @@ def load_stock(work: Work) -> Any:  # noqa: ANN401 - untyped in diffusers
         vae=AutoencoderKLQwenImage.from_pretrained(base / "vae", torch_dtype=dtype).to(work.device),
         text_encoder=text_encoder.to(work.device).eval(),
         tokenizer=tokenizer,
-        processor=EditProcessor.load(tokenizer, base / "processor"),
+        processor=Processor(PromptEncoder(tokenizer, image_processor, text_encoder)),
         transformer=stock_transformer(work, dtype),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -183,8 +187,9 @@ def stock_transformer(work: Work, dtype: torch.dtype) -> Any:  # noqa: ANN401 - 
     from safetensors import safe_open
 
     from qwen_edit.svdq.checkpoint import read_header
-    from qwen_edit.svdq.dense import dense_block, dense_top_level
+    from qwen_edit.svdq.dense import dense_top_level
     from qwen_edit.svdq.modules import block_prefix, top_level_tensors
+    from tests.support.dense import whole_block
 
     info = read_header(work.models / LIGHTNING.path)
     with torch.device("meta"):
@@ -197,7 +202,7 @@ def stock_transformer(work: Work, dtype: torch.dtype) -> Any:  # noqa: ANN401 - 
         dense = dense_top_level(take(iter(top_level_tensors(info.config))), info.file, dtype)
         for block in range(info.num_layers):
             packed = take(name for name in info.tensors if name.startswith(block_prefix(block)))
-            dense |= dense_block(packed, block, info.file, dtype)
+            dense |= whole_block(packed, block, info.file, dtype)
     transformer.load_state_dict(dense, assign=True)
     transformer.pos_embed = QwenEmbedRope(10000, list(transformer.config.axes_dims_rope), scale_rope=True)
     return transformer.eval()
@@ -210,7 +215,7 @@ def measure_edits(work: Work, edit: Edit) -> None:
     "other length", an edit whose prompt has `LONGER` added.
     """
     tell(**{"first edit": timed(work.device, lambda: edit(0))})
-    times = [timed(work.device, lambda number=number: edit(number)) for number in range(1, work.repeats + 1)]
+    times = [timed(work.device, partial(edit, number)) for number in range(1, work.repeats + 1)]
     tell(edit=statistics.median(times))
 
 

@@ -1,8 +1,8 @@
 """From process start to a loaded model: the imports, the bytes, the usual way, and ours.
 
-Run from the checkout: `python -m bench.cold_start [--gigabytes 4] [--rounds 5] [--plot FILE]`. It writes a random model
-of the published layer names, shapes and dtypes with fewer blocks, and starts each way in fresh processes, in turn. Cold
-means that the pages of the weights were dropped from the page cache; those of Python and its packages stay.
+Run from the checkout: `python -m bench.start.cold_start [--gigabytes 4] [--rounds 5] [--plot FILE]`. It writes a random
+model of the published layer names, shapes and dtypes with fewer blocks, and starts each way in fresh processes in turn.
+Cold means that the pages of the weights were dropped from the page cache; those of Python and its packages stay.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from bench import full_size
-from bench.bars import draw
-from bench.cold_start_program import WAYS, weight_files
+from bench.gpu import full_size
+from bench.start.bars import draw
+from bench.start.cold_start_program import WAYS, weight_files
 from qwen_edit.store.catalog import CHECKPOINTS
 
-FOLDER = Path(__file__).parents[1] / "models" / "cold_start"
+FOLDER = Path(__file__).parents[2] / "models" / "cold_start"
 VOCABULARY = 16384
 VISION_LAYERS = 8
 FULL_VISION_LAYER = 7
@@ -48,14 +48,19 @@ def main() -> None:
     size = sum(path.stat().st_size for path in files)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
     print(f"{size / 1e9:.2f} GB in {len(files)} files, median of {options.rounds}, load {os.getloadavg()[0]:.1f}\n")
-    bars = {}
+    bars: dict[str, float] = {}
     for state in ("cold", "warm"):
         starts = _starts(models, files, options.rounds, cold=state == "cold")
         medians = {way: statistics.median(start.seconds for start in each) for way, each in starts.items()}
         _print(state, medians, starts, size)
         bars |= {f"{state}: {way}": median for way, median in medians.items()}
     if options.plot:
-        draw(options.plot, f"Seconds from process start to {size / 1e9:.1f} GB loaded", bars)
+        draw(options.plot, title(size), bars)
+
+
+def title(size: int) -> str:
+    """Of the plot, which is easily taken for one of a GPU."""
+    return f"Seconds from process start to {size / 1e9:.1f} GB of weights in CPU memory (no GPU)"
 
 
 def _options() -> argparse.Namespace:
@@ -112,7 +117,7 @@ def _drop(files: list[Path]) -> None:
 def _start(way: str, models: Path) -> Start:
     """Until it prints its last line; what it takes to end is not counted."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "bench.cold_start_program", way, str(models)]
+    command = [sys.executable, "-m", "bench.start.cold_start_program", way, str(models)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     with process:
         assert process.stdout is not None

@@ -1,8 +1,8 @@
 """How fast a safetensors file comes into memory: plain tools, the known loaders, and ours by readers and block size.
 
-Run from the checkout: `python -m bench.reading [--gigabytes 2] [--rounds 5] [--device cuda] [--grid]`. Each figure is
-the median over fresh processes, taken in turn; the imports are not counted. Cold means that the file's pages were
-dropped from the page cache (a virtual disk may still have them in the host's). The loaders fastsafetensors,
+Run from the checkout: `python -m bench.start.reading [--gigabytes 2] [--rounds 5] [--device cuda] [--grid]`. Each
+figure is the median over fresh processes, taken in turn; the imports are not counted. Cold means that the file's pages
+were dropped from the page cache (a virtual disk may still have them in the host's). The loaders fastsafetensors,
 runai-model-streamer and instanttensor are measured where they are installed.
 """
 
@@ -23,14 +23,26 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-FOLDER = Path(__file__).parents[1] / "models" / "reading"
+if TYPE_CHECKING:
+    from qwen_edit.weights.sinks import Sink
+
+FOLDER = Path(__file__).parents[2] / "models" / "reading"
 READERS = (1, 2, 4, 8)
 MEGABYTES = (1, 4, 16, 32, 64)
 SHAPE = (3072, 3072)
 
 Read = Callable[[Path, str], float]
 """Reads a file to a device; the seconds it took."""
+
+
+class How(TypedDict, total=False):
+    """The arguments of `Weights` that are measured."""
+
+    readers: int
+    bytes_a_read: int
+    sink: "Sink"
 
 
 def main() -> None:
@@ -100,7 +112,17 @@ def _times(rivals: list[str], path: Path, device: str, rounds: int, *, cold: boo
             if cold:
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            command = [sys.executable, "-m", "bench.reading", "--once", rival, "--file", str(path), "--device", device]
+            command = [
+                sys.executable,
+                "-m",
+                "bench.start.reading",
+                "--once",
+                rival,
+                "--file",
+                str(path),
+                "--device",
+                device,
+            ]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             times[rival].append(float(done.stdout.split()[-1]))
     return {rival: seconds[1:] for rival, seconds in times.items()}
@@ -202,7 +224,7 @@ def _instanttensor(path: Path, device: str) -> float:
     return _timed(_ready(device, read))
 
 
-def _ours(path: Path, device: str, **how: object) -> float:
+def _ours(path: Path, device: str, **how: Unpack[How]) -> float:
     import torch
 
     from qwen_edit.weights.reader import Weights
@@ -216,18 +238,18 @@ def _ours(path: Path, device: str, **how: object) -> float:
 
 def _copied(path: Path, device: str) -> float:
     """Ours as where files cannot be mapped: the kernel copies them."""
-    from qwen_edit.weights.sinks import Direct
+    from qwen_edit.weights.sinks import HostMemory
 
-    return _ours(path, device, sink=Direct())
+    return _ours(path, device, sink=HostMemory())
 
 
 def _huge_pages(path: Path, device: str) -> float:
     """The same into memory for which the kernel is asked for huge pages."""
     import torch
 
-    from qwen_edit.weights.sinks import Direct
+    from qwen_edit.weights.sinks import HostMemory
 
-    class HugePages(Direct):
+    class HugePages(HostMemory):
         def allocate(self, size: int) -> torch.Tensor:
             memory = _memory(size)
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -236,7 +258,7 @@ def _huge_pages(path: Path, device: str) -> float:
     return _ours(path, device, sink=HugePages())
 
 
-def _beside_python(path: Path, device: str, **how: object) -> float:
+def _beside_python(path: Path, device: str, **how: Unpack[How]) -> float:
     """Ours, while another thread computes in Python and gives the GIL away only when it must, as an import does."""
     stop = threading.Event()
 
@@ -273,7 +295,7 @@ def _arrived(tensors: object, device: str) -> object:
 
 def _grid() -> Iterator[tuple[str, Read]]:
     for readers, megabytes in product(READERS, MEGABYTES):
-        how = {"readers": readers, "block_bytes": megabytes << 20}
+        how: How = {"readers": readers, "bytes_a_read": megabytes << 20}
         yield f"ours, {readers} × {megabytes} MB", partial(_ours, **how)
         yield f"ours, {readers} × {megabytes} MB, beside Python", partial(_beside_python, **how)
 

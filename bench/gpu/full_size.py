@@ -35,7 +35,7 @@ NIBBLES = 4.61
 MIDDLE = -7.5
 """And what shifts it to a mean of zero."""
 
-LANGUAGE = {
+LANGUAGE: dict[str, Any] = {
     "vocab_size": 152064,
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -125,7 +125,8 @@ def _drawn(name: str, spec: TensorSpec, device: torch.device) -> Tensor:
     drawn = torch.randn(shape, device=device)
     if part == "bias":
         return _with_ones(drawn * 0.01) if modulation else drawn * 0.01
-    return drawn * {"proj_up": 0.1 / math.sqrt(RANK), "proj_down": shape[0] ** -0.5}.get(part, shape[-1] ** -0.5)
+    deviations = {"proj_up": 0.1 / math.sqrt(RANK), "proj_down": 1 / math.sqrt(shape[0])}
+    return drawn * deviations.get(part, 1 / math.sqrt(shape[-1]))
 
 
 def _with_ones(bias: Tensor) -> Tensor:

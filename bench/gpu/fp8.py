@@ -1,7 +1,7 @@
 """What fp8 costs in exactness: on the layers of one block of the real size, and on a whole edit of the tiny model.
 
-    python -m bench.fp8                     # layers; takes a minute on two cores
-    python -m bench.fp8 --models DIR        # and an edit with the model of that directory
+    python -m bench.gpu.fp8                     # layers; takes a minute on two cores
+    python -m bench.gpu.fp8 --models DIR        # and an edit with the model of that directory
 
 Random weights and inputs with outliers: a few channels of the input are many times larger than the others, as they are
 in the real model. Each figure is the norm of the difference from the product in float64, over the norm of that.
@@ -20,14 +20,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qwen_edit import Editor
+from qwen_edit.edit.hooks import NO_HOOKS
 from qwen_edit.edit.plan import Plan
 from qwen_edit.model.blank import WithoutMemory, assign_tensors
+from qwen_edit.model.render import render
 from qwen_edit.model.transformer.fp8_linear import Fp8Linear, use_fp8
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import LIGHTNING
-from qwen_edit.svdq import dense_state_dict, dense_top_level, read_header
+from qwen_edit.svdq.checkpoint import read_header
+from qwen_edit.svdq.dense import dense_top_level
 from qwen_edit.svdq.fp8 import fp8_block, quantize_rows
 from qwen_edit.svdq.modules import top_level_tensors
+from tests.support.dense import dense_state_dict, modulations
 
 WIDTH = 3072
 LAYERS = {
@@ -83,7 +87,7 @@ def load_fp8(path: Path) -> QwenImageTransformer2DModel:
     use_fp8(transformer)
     tensors = dense_top_level({name: packed[name] for name in top_level_tensors(info.config)}, info.file, torch.float32)
     for block in range(info.num_layers):
-        tensors |= fp8_block(packed, block, info.file, torch.float32)
+        tensors |= fp8_block(packed, block, info.file, torch.float32) | modulations(packed, block, torch.float32)
     return assign_tensors(transformer, tensors, info.file)
 
 
@@ -97,13 +101,13 @@ def load_plain(path: Path) -> QwenImageTransformer2DModel:
 def edit(models: Path) -> None:
     """The same edit, dense in float32 and in fp8 emulated, from the same seed."""
 
-    pipeline = Editor.load(Settings(models=models, device="cpu"))._pipeline
+    pipeline = Editor.load(Settings(models=models, device="cpu")).pipeline
     plan = Plan(LIGHTNING, 8, true_cfg_scale=1.0, negative_prompt=None, seed=4, width=512, height=512, num_images=1)
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)).resize((512, 512))
     pictures = []
     for load in (load_plain, load_fp8):
         pipeline.transformer = load(models / LIGHTNING.path)
-        (made,) = pipeline.render(picture, "make it snow", plan, lambda step: None, lambda: False)
+        (made,), _ = render(pipeline, picture, "make it snow", plan, NO_HOOKS)
         pictures.append(np.asarray(made).astype(float))
     error = np.square(pictures[0] - pictures[1]).mean()
     print(f"\nedit of 512 × 512 pixels, 8 steps: {10 * math.log10(255**2 / error):.1f} dB PSNR against dense float32")
