@@ -1,0 +1,19 @@
+import pytest
+
+from bench.gpu import memory
+from bench.gpu.memory import Line, card_table
+from tests.support.places import ROOT
+
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+
+def test_the_documentation_says_what_runs_on_which_card() -> None:
+    assert card_table() in OPERATIONS.read_text("utf-8")
+
+
+def test_cards_that_would_not_all_run_the_same_are_not_put_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlike = Line("80 GB: {cards}", 80, ("A100", "L40S"))
+    monkeypatch.setattr(memory, "LINES", (unlike,))
+
+    with pytest.raises(ValueError, match="run in 2 ways, expected one"):
+        card_table()
