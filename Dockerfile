@@ -27,7 +27,7 @@ RUN pip install --no-compile --no-deps --require-hashes -r requirements/bake.loc
 # What `builder.bake` imports and nothing else. The packages around it have no __init__.py yet, and qwen_edit's would
 # import the whole worker.
 COPY builder/bake/ builder/bake/
-COPY qwen_edit/store/catalog.py qwen_edit/store/manifest.py qwen_edit/store/
+COPY qwen_edit/store/catalog.py qwen_edit/store/files.py qwen_edit/store/manifest.py qwen_edit/store/
 
 # An argument counts for every layer after it, so each one stands right before the first that needs it.
 ARG PROFILE=production
@@ -71,6 +71,7 @@ RUN pip install --no-compile --no-deps --require-hashes -r requirements/serve.lo
 
 COPY builder/made/ builder/made/
 COPY qwen_edit/errors.py qwen_edit/
+COPY qwen_edit/store/documents.py qwen_edit/store/
 COPY qwen_edit/weights/disk.py qwen_edit/weights/header.py qwen_edit/weights/
 COPY qwen_edit/svdq/ qwen_edit/svdq/
 RUN [ "$PROFILE" = production ] || python -m builder.made tiny

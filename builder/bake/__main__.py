@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from builder.bake.errors import BakeError, UsageError
 from builder.bake.models_option import add_models, models_of
 from builder.bake.parts import CHECKPOINT_NAMES, COMPONENTS, Kind, select
-from builder.bake.units import amount
+from builder.bake.printed import amount, printable
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 """Exit statuses: all is well; a part failed and the rest can be used; the command cannot be understood; Ctrl-C."""
@@ -31,13 +31,13 @@ def main(words: Sequence[str] | None = None, program: str = "python -m builder.b
     try:
         return _bake(options)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return USAGE
     except BakeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return FAILED
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        _say("stopped; the same command goes on where this one was")
         return STOPPED
 
 
@@ -97,21 +97,24 @@ def _bake(options: argparse.Namespace) -> int:
     components = _names("--components", options.components, ())
     parts = select(components, _names("--checkpoints", options.checkpoints, CHECKPOINT_NAMES))
     if not parts:
-        print(f"nothing to bake: {','.join(components)} is not among the --checkpoints chosen")
+        print(printable(f"nothing to bake: {','.join(components)} is not among the --checkpoints chosen"))
         return DONE
     order = Order(models, parts, _revisions(options.revision), reread=options.hash)
-    outcome = bake(order, Hub(), lambda line: print(line, file=sys.stderr, flush=True))
+    outcome = bake(order, Hub(), _say)
     for sentence in dict.fromkeys(sentence for sentences in outcome.failures.values() for sentence in sentences):
-        print(f"error: {sentence}", file=sys.stderr)
+        _say(f"error: {sentence}")
     whole = [part.name for part in parts if part.name not in outcome.failures]
     if outcome.failures:
-        print(f"failed: {', '.join(outcome.failures)}; whole: {', '.join(whole) or 'nothing'}", file=sys.stderr)
+        _say(f"failed: {', '.join(outcome.failures)}; whole: {', '.join(whole) or 'nothing'}")
         return FAILED
     commits = ", ".join(f"{repository} at {commit[:12]}" for repository, commit in outcome.commits.items())
-    print(
-        f"{models} has {outcome.files} files, {amount(outcome.bytes)}, of {commits}; fetched {amount(outcome.fetched)}"
-    )
+    whole_of_it = f"{models} has {outcome.files} files, {amount(outcome.bytes)}, of {commits}"
+    print(printable(f"{whole_of_it}; fetched {amount(outcome.fetched)}"))
     return DONE
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from builder.bake.errors import BakeError, WrongContentError, local_fault
 from builder.bake.hub import Hub, Listing, RemoteFile
 from builder.bake.models_option import INCOMPLETE
+from qwen_edit.store.files import open_file
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -45,6 +46,8 @@ class Partial:
     """The part of a file that was fetched so far, hashed from its first byte on as it grows."""
 
     def __init__(self, path: Path, file: RemoteFile, advance: Callable[[int], None]) -> None:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.unlink()  # of somebody else: what is written must land here
         self._stream: BinaryIO = path.open("a+b", buffering=0)
         self._file = file
         self._advance = advance
@@ -138,7 +141,7 @@ def fetch(
 def digest_of(path: Path, file: RemoteFile, advance: Callable[[int], None], halt: Callable[[], None]) -> Digest:
     """The hashes of the whole file at `path`."""
     digest = Digest(file)
-    with path.open("rb", buffering=0) as stream:
+    with open_file(path) as stream:
         while chunk := stream.read(READ):
             halt()
             digest.update(chunk)

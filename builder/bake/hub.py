@@ -1,31 +1,45 @@
 """The model hub, through its own client: what a repository holds at a commit, and the bytes of one file."""
 
+import json
+import reprlib
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants, get_session, hf_hub_url, hf_raise_for_status
-from huggingface_hub.hf_api import RepoSibling
+import httpx2
+from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from builder.bake.errors import HubError, StoppedError
-from builder.bake.hub_errors import explained
+from builder.bake.hub_errors import RESUME, explained, no_hub
+from qwen_edit.store.manifest import MOST_BYTES, is_hex, is_inside, is_sha256
 
 T = TypeVar("T")
+
+LONGEST_LISTING = 16 << 20
+"""Bytes of a listing: that of a repository with a hundred files has 40 kB."""
+
+_TOLD = ("content-type", "retry-after", "ratelimit", "ratelimit-policy", "x-error-code", "x-error-message")
+"""Headers that say why a hub refused."""
 
 
 @dataclass(frozen=True)
 class Patience:
     """How long to bear with the hub: `attempts` in a row that brought nothing, `wait` seconds before the second.
 
-    The wait doubles up to `longest`. `timeout` is the longest silence on a connection, in seconds.
+    The wait doubles up to `longest`. `timeout` is the longest silence on a connection, in seconds, and `listing` the
+    longest time for a whole listing.
     """
 
     attempts: int = 6
     wait: float = 1.0
     longest: float = 30.0
     timeout: float = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    listing: float = 120.0
 
     def before(self, attempt: int) -> float:
         """Seconds to wait before attempt number `attempt`, from 2."""
@@ -78,17 +92,11 @@ class Hub:
             WrongContentError: the hub's file ends before `start`.
         """
         url = hf_hub_url(listing.repository, path, revision=listing.commit, endpoint=self.endpoint)
-        # Ranges and sizes count the file's own bytes, so no compression on the way.
-        headers = {**build_hf_headers(token=self.token), "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        headers = {"Range": f"bytes={start}-"} if start else {}
         with (
             explained(f"{path} of {listing.repository}", self.endpoint),
-            get_session().stream("GET", url, headers=headers, timeout=self.patience.timeout) as response,
+            self._answer(url, headers) as response,
         ):
-            if response.is_error:
-                response.read()
-            hf_raise_for_status(response)
             offset = start if response.status_code == 206 else 0
             for chunk in response.iter_raw():
                 yield offset, chunk
@@ -124,17 +132,70 @@ class Hub:
         self.halt_if_stopped()
 
     def _listing(self, repository: str, revision: str) -> Listing:
-        with explained(f"{repository} at {revision}", self.endpoint):
-            api = HfApi(endpoint=self.endpoint, token=self.token)
-            info = api.model_info(repository, revision=revision, files_metadata=True, timeout=self.patience.timeout)
-            if info.sha is None or info.siblings is None:
-                raise ValueError(repository)
-            return Listing(repository, info.sha, tuple(_remote(sibling) for sibling in info.siblings))
+        what = f"{repository} at {revision}"
+        with explained(what, self.endpoint):
+            document = json.loads(self._info(repository, revision, what))
+            try:
+                return _listed(repository, document)
+            except _WrongListingError as error:
+                raise no_hub(self.endpoint, f"for {what} it lists {error}") from error
+
+    def _info(self, repository: str, revision: str, what: str) -> bytes:
+        """What the hub tells of a repository, as it comes. Whole it must come in time, and be of a listing's size."""
+        url = f"{self.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
+        ends = time.monotonic() + self.patience.listing
+        content = bytearray()
+        with self._answer(url, {}) as response:
+            for chunk in response.iter_raw():
+                self.halt_if_stopped()
+                content += chunk
+                if len(content) > LONGEST_LISTING:
+                    raise no_hub(self.endpoint, f"for {what} it lists more than {LONGEST_LISTING} bytes")
+                if time.monotonic() > ends:
+                    problem = f"{what}: the hub's listing is not whole after {self.patience.listing:g} s"
+                    raise HubError(problem, f"check the network and {RESUME}", transient=True)
+        return bytes(content)
+
+    @contextmanager
+    def _answer(self, url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+        """An answer whose body is still to come. Where the hub refuses, what it says beside its headers is not read."""
+        # Ranges and sizes count the file's own bytes, so no compression on the way.
+        headers = {**build_hf_headers(token=self.token), "Accept-Encoding": "identity", **headers}
+        with get_session().stream("GET", url, headers=headers, timeout=self.patience.timeout) as response:
+            if response.is_error:
+                told = {name: value[:200] for name, value in response.headers.items() if name.lower() in _TOLD}
+                hf_raise_for_status(httpx2.Response(response.status_code, headers=told, request=response.request))
+            yield response
 
 
-def _remote(sibling: RepoSibling) -> RemoteFile:
-    path = sibling.rfilename
-    inside = path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
-    if sibling.size is None or sibling.blob_id is None or not inside:
-        raise ValueError(path)
-    return RemoteFile(path, sibling.size, sibling.blob_id, sibling.lfs.sha256 if sibling.lfs else None)
+class _WrongListingError(Exception):
+    """Says what it lists that cannot be."""
+
+
+def _listed(repository: str, document: Any) -> Listing:  # noqa: ANN401 - the hub can answer anything
+    """The listing that a hub's answer is, each value of the type and in the bounds that the manifest has."""
+    if not isinstance(document, dict) or not isinstance(document.get("siblings"), list):
+        raise _WrongListingError("no files")
+    if not isinstance(commit := document.get("sha"), str) or not is_hex(commit, 40):
+        raise _WrongListingError(f"the commit {reprlib.repr(commit)}")
+    files = tuple(map(_remote, document["siblings"]))
+    if len({file.path for file in files}) < len(files):
+        raise _WrongListingError("a file twice")
+    return Listing(repository, commit, files)
+
+
+def _remote(sibling: Any) -> RemoteFile:  # noqa: ANN401 - the same
+    sibling = sibling if isinstance(sibling, dict) else {}
+    path, size, blob, large = (sibling.get(field) for field in ("rfilename", "size", "blobId", "lfs"))
+    if not isinstance(path, str) or not is_inside(path):
+        raise _WrongListingError(f"the path {reprlib.repr(path)}")
+    if type(size) is not int or not 0 <= size <= MOST_BYTES:
+        raise _WrongListingError(f"the size {reprlib.repr(size)} for {path}")
+    if not isinstance(blob, str) or not is_hex(blob, 40):
+        raise _WrongListingError(f"the blob {reprlib.repr(blob)} for {path}")
+    if not large:
+        return RemoteFile(path, size, blob, None)
+    sha256 = large.get("sha256") if isinstance(large, dict) else None
+    if not isinstance(sha256, str) or not is_sha256(sha256):
+        raise _WrongListingError(f"the sha256 {reprlib.repr(sha256)} for {path}")
+    return RemoteFile(path, size, blob, sha256)

@@ -1,7 +1,7 @@
 """The hub client's exceptions, told as one sentence each."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx2
 from huggingface_hub.errors import (
@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # public, but not in its __all__
 
-from builder.bake.errors import HubError, WrongContentError
+from builder.bake.errors import BakeError, HubError, StoppedError, WrongContentError
 
 RESUME = "run the same command again: it goes on where it stopped"
 LONGEST_WAIT = 300.0
@@ -25,24 +25,31 @@ _REFUSED = "Invalid credentials in Authorization header"
 
 @contextmanager
 def explained(what: str, endpoint: str) -> Iterator[None]:
-    """Turn what the hub's client raises into a `HubError` about `what` (a repository, or a file in one)."""
+    """Turn whatever the hub's client raises into a `HubError` about `what` (a repository, or a file in one)."""
     try:
         yield
+    except (BakeError, StoppedError, MemoryError):
+        raise
     except OfflineModeIsEnabled as error:
         raise HubError(f"{what} cannot be fetched while HF_HUB_OFFLINE is set", "unset it for the bake") from error
     except HfHubHTTPError as error:
         raise _refusal(error, what) from error
     except httpx2.UnsupportedProtocol as error:
-        raise _no_hub(endpoint) from error
+        raise no_hub(endpoint) from error
     except httpx2.TransportError as error:
         problem = f"{what}: the connection to {endpoint} failed ({type(error).__name__})"
         raise HubError(problem, f"check the network and {RESUME}", transient=True) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, TypeError, KeyError) as error:
-        raise _no_hub(endpoint) from error
+    except OSError as error:
+        problem = f"{what}: this machine refused the transfer ({type(error).__name__}: {error.strerror})"
+        raise HubError(problem, f"check its network settings and {RESUME}") from error
+    except Exception as error:
+        raise no_hub(endpoint) from error
 
 
-def _no_hub(endpoint: str) -> HubError:
-    return HubError(f"{endpoint} does not answer as a model hub does", "check HF_ENDPOINT and any proxy between")
+def no_hub(endpoint: str, detail: str = "") -> HubError:
+    """The error of an answer that no hub gives, with what is wrong with it."""
+    problem = f"{endpoint} does not answer as a model hub does"
+    return HubError(f"{problem}: {detail}" if detail else problem, "check HF_ENDPOINT and any proxy between")
 
 
 def _refusal(error: HfHubHTTPError, what: str) -> HubError | WrongContentError:
@@ -83,8 +90,9 @@ def _by_status(status: int, what: str, error: HfHubHTTPError) -> HubError | Wron
 
 
 def _wait(error: HfHubHTTPError) -> float | None:
-    limit = parse_ratelimit_headers(error.response.headers)
-    if limit is not None and limit.remaining == 0:
-        return min(float(limit.reset_in_seconds), LONGEST_WAIT)
+    with suppress(ValueError):  # of a number with thousands of digits
+        limit = parse_ratelimit_headers(error.response.headers)
+        if limit is not None and limit.remaining == 0:
+            return min(float(limit.reset_in_seconds), LONGEST_WAIT)
     seconds = error.response.headers.get("Retry-After", "").strip()
     return min(float(seconds), LONGEST_WAIT) if seconds.isascii() and seconds.isdigit() else None

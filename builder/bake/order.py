@@ -10,10 +10,10 @@ from builder.bake.download import fetch
 from builder.bake.errors import BakeError, OccupiedError, local_fault
 from builder.bake.hub import Hub, Listing
 from builder.bake.parts import Kind, Part
+from builder.bake.printed import amount
 from builder.bake.progress import Progress, show
 from builder.bake.record import Record, exclusive
 from builder.bake.tasks import Task, tasks, whole
-from builder.bake.units import amount
 from qwen_edit.store.manifest import MADE_HERE, Manifest, ManifestError
 
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ from typing import Protocol, Self, TextIO
 
 from tqdm import tqdm
 
-from builder.bake.units import amount, duration
+from builder.bake.printed import amount, duration, printable
 
 EVERY = 15.0
 """Seconds between two lines in a log."""
@@ -47,7 +47,7 @@ class Bar:
 
     def say(self, line: str) -> None:
         with self._lock:
-            tqdm.write(line, file=self._stream)
+            tqdm.write(printable(line), file=self._stream)
 
 
 class Lines:
@@ -87,7 +87,7 @@ class Lines:
         return f"{self._what}: {done}, {amount(speed)}/s, {duration(left / speed)} left"
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
 
 
 def show(what: str, total: int, stream: TextIO | None = None) -> Progress:

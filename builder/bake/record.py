@@ -7,15 +7,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builder.bake.errors import BusyError
+from builder.bake.errors import BakeError, BusyError
 from builder.bake.models_option import INCOMPLETE
-from qwen_edit.store.manifest import FILE_NAME, Entry, Manifest
+from qwen_edit.store.manifest import FILE_NAME, Entry, Manifest, ManifestError
 
 
 def write(models: Path, manifest: Manifest) -> None:
-    """Put `manifest` into the model directory in one step: a reader sees the old one or the new one."""
+    """Put `manifest` into the model directory in one step: a reader sees the old one or the new one.
+
+    Raises:
+        BakeError: a reader would refuse it.
+    """
+    text = manifest.dump()
+    try:
+        Manifest.parse(text)
+    except ManifestError as error:
+        raise BakeError(f"{error}, so it is not written; the hub or a proxy between serves bad data") from error
     draft = models / f"{FILE_NAME}{INCOMPLETE}"
-    draft.write_text(manifest.dump(), encoding="utf-8")
+    draft.unlink(missing_ok=True)
+    with draft.open("x", encoding="utf-8") as file:  # never a pipe or a link that somebody left in its place
+        file.write(text)
     draft.replace(models / FILE_NAME)
 
 
@@ -53,20 +64,23 @@ class Record:
         return tuple(self._entries)
 
     def put(self, entry: Entry) -> None:
-        """Add or replace one entry."""
+        """Add or replace one entry.
+
+        Raises:
+            BakeError: a reader of the manifest would refuse it.
+        """
         with self._lock:
             if self._entries.get(entry.path) != entry:
-                self._entries[entry.path] = entry
-                self._write()
+                self._write({**self._entries, entry.path: entry})
 
     def drop(self, paths: Iterable[str]) -> None:
         """Forget the entries of `paths`."""
         with self._lock:
-            count = len(self._entries)
-            for path in paths:
-                self._entries.pop(path, None)
-            if len(self._entries) < count:
-                self._write()
+            gone = set(paths)
+            kept = {path: entry for path, entry in self._entries.items() if path not in gone}
+            if len(kept) < len(self._entries):
+                self._write(kept)
 
-    def _write(self) -> None:
-        write(self._models, Manifest(tuple(self._entries.values())))
+    def _write(self, entries: dict[str, Entry]) -> None:
+        write(self._models, Manifest(tuple(entries.values())))
+        self._entries = entries

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from builder.bake.errors import BakeError, UsageError
 from builder.bake.models_option import add_models, models_of
+from builder.bake.printed import printable
 
 DONE, FAILED, USAGE = 0, 1, 2
 """Exit statuses: the model is there; it could not be put there; the command cannot be understood."""
@@ -38,10 +39,10 @@ def main(words: Sequence[str] | None = None, program: str = "python -m builder.m
     try:
         _write(options)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return USAGE
     except BakeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return FAILED
     return DONE
 

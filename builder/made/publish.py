@@ -10,6 +10,7 @@ from builder.bake import record
 from builder.bake.errors import OccupiedError, local_fault
 from builder.bake.models_option import INCOMPLETE
 from builder.bake.parts import FOLDERS
+from qwen_edit.store.files import open_file
 from qwen_edit.store.manifest import Entry, Manifest, ManifestError
 
 
@@ -92,5 +93,5 @@ def _entry(path: Path, folder: Path, repository: str, revision: str) -> Entry:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.store.catalog import CHECKPOINTS
+from qwen_edit.store.files import open_file
 from qwen_edit.store.manifest import Entry
 from qwen_edit.store.shards import read_index
 from qwen_edit.svdq.checkpoint import CheckpointError, read_header
@@ -32,7 +33,7 @@ def hashed(models: Path, entry: Entry, advance: Callable[[int], None]) -> str | 
     buffer = bytearray(READ)
     view = memoryview(buffer)
     try:
-        with (models / entry.path).open("rb", buffering=0) as stream:
+        with open_file(models / entry.path) as stream:
             while count := stream.readinto(buffer):
                 digest.update(view[:count])
                 advance(count)
@@ -73,7 +74,7 @@ def _size(models: Path, entry: Entry) -> str | None:
     if not path.is_file():
         return f"{entry.path} is not a file"
     # The weights' own readers do not say why a file cannot be opened.
-    path.open("rb").close()
+    open_file(path).close()
     if (size := path.stat().st_size) != entry.bytes:
         return f"{entry.path} has {size:,} bytes, {entry.bytes:,} in the manifest"
     return None

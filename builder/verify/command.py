@@ -8,6 +8,7 @@ from typing import TextIO
 
 from builder.bake.errors import UsageError
 from builder.bake.models_option import add_models, models_of
+from builder.bake.printed import printable
 from builder.verify.directory import verify
 from builder.verify.report import PLAIN, Marks, document, lines, listing
 
@@ -29,7 +30,7 @@ def main(words: Sequence[str] | None = None, program: str | None = None) -> int:
     try:
         return run(parser.parse_args(words), os.environ)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -55,7 +56,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if options.json:
         _print([document(report)], sys.stdout)
     else:
-        _print([*(listing(report) if options.list else ()), *lines(report, _marks(sys.stdout))], sys.stdout)
+        texts = [*(listing(report) if options.list else ()), *lines(report, _marks(sys.stdout))]
+        _print(list(map(printable, texts)), sys.stdout)
     return 0 if report.ok else 1
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from builder.bake.errors import StoppedError
 from builder.bake.models_option import INCOMPLETE
 from builder.bake.parts import BASE
+from builder.bake.printed import amount
 from builder.bake.progress import Progress, show
-from builder.bake.units import amount
 from builder.verify import checks, remedy
 from builder.verify.report import Problem, Report
 from qwen_edit.errors import ModelUnavailable

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from builder.bake.parts import BASE
-from builder.bake.units import amount, megabytes
+from builder.bake.printed import amount, megabytes
 from qwen_edit.store.catalog import CHECKPOINTS, Checkpoint
 from qwen_edit.store.manifest import Entry, Manifest
 
@@ -71,7 +71,7 @@ def lines(report: Report, marks: Marks) -> list[str]:
         *(_checkpoint_line(report, row, marks) for row in checkpoints),
         f"Found {len(found)}/{len(checkpoints)} Nunchaku models",
         f"Total model cache size: {amount(report.bytes)}",
-        *(f"{marks.bad} {problem.sentence}\n    mend it: {problem.command}" for problem in report.problems),
+        *(line for problem in report.problems for line in _problem_lines(problem, marks)),
         *(f"note: {note}" for note in report.notes),
     ]
 
@@ -105,6 +105,10 @@ def _base_line(report: Report, marks: Marks) -> str:
     if faults := report.base_faults():
         return f"{marks.bad} Base Qwen model: {len(faults)} {'problem' if len(faults) == 1 else 'problems'}"
     return f"{marks.good} Base Qwen model found"
+
+
+def _problem_lines(problem: Problem, marks: Marks) -> tuple[str, str]:
+    return f"{marks.bad} {problem.sentence}", f"    mend it: {problem.command}"
 
 
 def _checkpoint_line(report: Report, row: Checkpoint, marks: Marks) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,18 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from qwen_edit.model.blank import WithoutMemory, assign_tensors
+from qwen_edit.store.documents import file_name, read_object
+from qwen_edit.store.fields import Table, flag, integer, largest, misfit, number, several, take
 
-PIXELS_PER_LATENT = 8
+_HALVINGS = 3
+PIXELS_PER_LATENT = 2**_HALVINGS
 """The VAE halves a picture three times."""
 
 PIXELS_PER_TOKEN = 2 * PIXELS_PER_LATENT
 """A token of the transformer holds 2 × 2 latent pixels."""
+
+_CHANNELS = 16
+"""The `z_dim` of a configuration that states none, for which the library has the latents' means and deviations."""
 
 
 def load_vae(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKLQwenImage:
@@ -26,14 +33,46 @@ def load_vae(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKLQwenIm
         folder: the base model's `vae/`, for its `config.json`.
 
     Raises:
-        ModelUnavailable: the tensors are not those of the configuration.
+        ModelUnavailable: the configuration cannot be used, or the tensors are not its own.
     """
+    fields = read_fields(folder, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     with WithoutMemory():
-        vae = AutoencoderKLQwenImage.from_config(AutoencoderKLQwenImage.load_config(folder))
+        vae = AutoencoderKLQwenImage(**fields)
     for module in vae.modules():
         if type(module) is QwenImageCausalConv3d:
             module.__class__ = FrameConvolution
     return assign_tensors(vae, tensors, "vae")
+
+
+def read_fields(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What `config.json` says of the network's shape and of its latents.
+
+    Args:
+        folder: the base model's `vae/`.
+        shapes: of each tensor of its weight file; see `text_encoder.read_config`.
+
+    Raises:
+        ModelUnavailable: the file is missing or damaged, or a value cannot be that of this network.
+    """
+    name = file_name(folder / "config.json")
+    width = integer(1, largest(shapes))
+    table: Table = {
+        "base_dim": width,
+        "z_dim": width,
+        "dim_mult": several(integer(1, 64), _HALVINGS + 1, _HALVINGS + 1),
+        "num_res_blocks": integer(1, max(1, len(shapes))),
+        "attn_scales": several(number(0, 1), 0, 8),
+        "temperal_downsample": several(flag(), _HALVINGS, _HALVINGS),
+        "input_channels": integer(3, 3),
+        "latents_mean": several(number(-1e3, 1e3), 1, 1024),
+        "latents_std": several(number(1e-3, 1e3), 1, 1024),
+    }
+    fields = take(name, read_object(folder / "config.json"), table)
+    channels = fields.get("z_dim", _CHANNELS)
+    for field in ("latents_mean", "latents_std"):
+        if len(fields.get(field, [0] * _CHANNELS)) != channels:
+            raise misfit(name, field, fields.get(field), f"a number for each of {channels} channels, the z_dim")
+    return fields
 
 
 class FrameConvolution(QwenImageCausalConv3d):  # type: ignore[misc]

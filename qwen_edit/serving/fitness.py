@@ -10,11 +10,11 @@ from qwen_edit.log import log
 from qwen_edit.machine.engine import HOW_TO_INSTALL, find_engine
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import CHECKPOINTS
+from qwen_edit.store.documents import disk_errors, file_name
+from qwen_edit.store.files import open_file
 from qwen_edit.store.folder import base_weights, broken_promises, read_manifest, require_checkpoints
 from qwen_edit.store.manifest import Manifest
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
-from qwen_edit.weights import header
-from qwen_edit.weights.disk import open_file
 
 _CHECKPOINT_PATHS = {checkpoint.path for checkpoint in CHECKPOINTS}
 _SAMPLED = ".attn.to_qkv.proj_up"
@@ -115,7 +115,7 @@ def _refuse_copies(models: Path, manifest: Manifest | None, headers: Mapping[str
 
 def _sample(path: Path, info: CheckpointInfo) -> list[bytes]:
     """The first values of a tensor in each block: of the low-rank part, which no two trainings have in common."""
-    with header.disk_errors(header.file_name(path)), open_file(path) as file:
+    with disk_errors(file_name(path)), open_file(path) as file:
         return [
             os.pread(file.fileno(), min(entry.bytes, _SAMPLE_BYTES), entry.offset)
             for name, entry in info.tensors.items()

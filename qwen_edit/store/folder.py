@@ -6,6 +6,8 @@ from pathlib import Path
 
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.store.catalog import BASE_FOLDER, CHECKPOINTS, Checkpoint
+from qwen_edit.store.documents import CHECK, file_name
+from qwen_edit.store.files import MOST_BYTES, file_size
 from qwen_edit.store.manifest import Entry, Manifest, ManifestError
 from qwen_edit.store.shards import shards
 
@@ -32,7 +34,7 @@ def is_used(tensor: str) -> bool:
 
 def available(models: Path) -> tuple[Checkpoint, ...]:
     """The checkpoints whose file lies below a model directory, the preferred one first."""
-    return tuple(checkpoint for checkpoint in CHECKPOINTS if (models / checkpoint.path).is_file())
+    return tuple(checkpoint for checkpoint in CHECKPOINTS if file_size(models / checkpoint.path) is not None)
 
 
 def require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
@@ -41,7 +43,7 @@ def require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
     Raises:
         ModelUnavailable: there is none.
     """
-    if not models.is_dir():
+    if not _is_folder(models):
         raise ModelUnavailable(
             "the folder that MODEL_CACHE_DIR names does not exist; fill it with python -m builder bake"
         )
@@ -49,6 +51,13 @@ def require_checkpoints(models: Path) -> tuple[Checkpoint, ...]:
     if not on_disk:
         raise ModelUnavailable("there is no checkpoint in MODEL_CACHE_DIR; fetch one with python -m builder bake")
     return on_disk
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -67,22 +76,25 @@ def base_weights(models: Path) -> BaseWeights:
     """The weight files of the base model.
 
     Raises:
-        ModelUnavailable: one of them, or a file that is read beside them, is not there.
+        ModelUnavailable: one of them, or a file that is read beside them, is not there or is no regular file, or one
+            that is read beside them is larger than any of its kind.
     """
     base = models / BASE_FOLDER
-    _require(base / name for name in BASE_FILES)
+    _require((base / name for name in BASE_FILES), MOST_BYTES)
     weights = BaseWeights(tuple(shards(base / "text_encoder")), tuple(shards(base / "vae")))
     _require(weights)
     return weights
 
 
-def _require(files: Iterable[Path]) -> None:
+def _require(files: Iterable[Path], most: int | None = None) -> None:
     for path in files:
-        if not path.is_file():
-            name = f"{path.parent.name}/{path.name}"
+        name, size = file_name(path), file_size(path)
+        if size is None:
             raise ModelUnavailable(
                 f"the base model has no {name} in MODEL_CACHE_DIR; fetch it with python -m builder bake"
             )
+        if most is not None and size > most:
+            raise ModelUnavailable(f"the base model's {name} has {size} bytes, expected at most {most}; {CHECK}")
 
 
 def read_manifest(models: Path) -> Manifest | None:
@@ -100,8 +112,7 @@ def read_manifest(models: Path) -> Manifest | None:
 def broken_promises(models: Path, manifest: Manifest | None) -> Iterator[tuple[Entry, str]]:
     """Each entry of the manifest whose file is not there in its size, with a sentence about it."""
     for entry in manifest.files if manifest else ():
-        path = models / entry.path
-        size = path.stat().st_size if path.is_file() else None
+        size = file_size(models / entry.path)
         if size != entry.bytes:
             found = "missing" if size is None else f"{size} bytes long"
             promised = f"the manifest promises {entry.bytes} bytes"

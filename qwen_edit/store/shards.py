@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_edit.errors import ModelUnavailable
+from qwen_edit.store.documents import CHECK, file_name, read_text
 
 FILE, INDEX = ".safetensors", ".safetensors.index.json"
 
@@ -31,9 +32,9 @@ def read_index(index: Path) -> Mapping[str, str]:
         ModelUnavailable: it cannot be read as an index, or it names no file.
     """
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = json.loads(read_text(index))["weight_map"]
         is_index = bool(files) and all(map(_is_shard, files.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _no_index(index) from error
     if not is_index:
         raise _no_index(index)
@@ -56,4 +57,4 @@ def _is_shard(name: object) -> bool:
 
 def _no_index(index: Path) -> ModelUnavailable:
     expected = f'expected a "weight_map" from tensors to {FILE} files beside it'
-    return ModelUnavailable(f"{index.parent.name}/{index.name} is not an index of shards, {expected}")
+    return ModelUnavailable(f"{file_name(index)} is not an index of shards, {expected}; {CHECK}")

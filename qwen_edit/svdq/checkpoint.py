@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edit.errors import ModelUnavailable
+from qwen_edit.store.documents import FileError, parse_object, show
 from qwen_edit.svdq.modules import (
     CONFIG_DEFAULTS,
     RANK_TENSOR,
@@ -15,7 +16,7 @@ from qwen_edit.svdq.modules import (
     total_bytes,
 )
 from qwen_edit.weights import header
-from qwen_edit.weights.header import Header, TensorEntry, parse_object, show
+from qwen_edit.weights.header import Header, TensorEntry
 
 _MAX_LAYERS = 1024  # far above any real model; it keeps the list of expected tensors small
 _MAX_SIZE = 2**20  # the same for every other number of a config
@@ -65,7 +66,7 @@ def read_header(path: Path | str) -> CheckpointInfo:
     path = Path(path)
     try:
         return _checked(header.read(path, path.name))
-    except header.FileError as error:
+    except FileError as error:
         raise CheckpointError(error.sentence) from error
 
 

@@ -3,16 +3,15 @@
 No torch here: the disk has minutes of work to do, and does not wait for an import.
 """
 
-import errno
 import os
-import stat
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+
+from qwen_edit.store.files import open_file
 
 _STEP = 1 << 20
 """Bytes asked for at once: Linux cuts a longer advice short, to what one request to the disk may have."""
@@ -37,23 +36,6 @@ class Identity(NamedTuple):
         """
         status = os.stat(file)  # noqa: PTH116 - a Path has no stat for a descriptor
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def open_file(path: Path) -> FileIO:
-    """Open a regular file for reading, unbuffered. A pipe in its place is refused and not waited for.
-
-    Raises:
-        OSError: it is not there, is something else or may not be read.
-    """
-    file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 - it is the caller's to close
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def fill(descriptor: int, views: Sequence[memoryview], offset: int) -> int:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from qwen_edit.errors import Cancelled
+from qwen_edit.store.documents import FileError, disk_errors, file_name
+from qwen_edit.store.files import open_file
 from qwen_edit.weights import header
-from qwen_edit.weights.disk import Identity, open_file
+from qwen_edit.weights.disk import Identity
 from qwen_edit.weights.header import TensorEntry
 from qwen_edit.weights.placement import Read
 from qwen_edit.weights.sinks import Sink
@@ -64,8 +66,8 @@ class WeightFile:
         self._sink = sink
         self._pool = pool
         self._bytes_a_read = bytes_a_read
-        self._name = header.file_name(path)
-        with header.disk_errors(self._name):
+        self._name = file_name(path)
+        with disk_errors(self._name):
             # Open until nobody reads any more, lest its number is given to another file.
             self._file = opened.enter_context(open_file(path))
             self._descriptor = self._file.fileno()
@@ -98,7 +100,7 @@ class WeightFile:
         if self._waiting:
             if self._file.closed:
                 raise Cancelled(_CANCELLED)
-            with header.disk_errors(self._name):
+            with disk_errors(self._name):
                 portion = _Portion(self._descriptor, self._waiting.popleft(), self._sink, self._bytes_a_read)
             portion.start(self._pool, self._descriptor, self._name, self.header.size)
             self._begun.append(portion)
@@ -111,10 +113,10 @@ class WeightFile:
     def take(self) -> "Arrived":
         """Wait for the earliest portion that was begun; see `Weights.tensors` for what is raised."""
         portion = self._begun.popleft()
-        with header.disk_errors(self._name):
+        with disk_errors(self._name):
             portion.wait()
             if Identity.of(self._path) != self._identity:
-                raise header.FileError(f"{self._name}: was changed or replaced while it was read; start again")
+                raise FileError(f"{self._name}: was changed or replaced while it was read; start again")
         return Arrived(portion.tensors(), portion.bytes, portion.arrived)
 
 
@@ -142,7 +144,7 @@ class _Portion:
         def read(span: Read) -> None:
             count = self._sink.read(descriptor, span, self._buffer)
             if count < span.bytes:
-                raise header.FileError(
+                raise FileError(
                     f"{file}: was cut short while it was read: it ended at byte {span.offset + count}, "
                     f"expected {file_bytes}"
                 )

@@ -1,17 +1,15 @@
 """The header of a safetensors file, read and checked. No torch here: the header alone says if the file is whole."""
 
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
 
-from qwen_edit.errors import ModelUnavailable
-from qwen_edit.weights.disk import fill, open_file
+from qwen_edit.store.documents import FileError, disk_errors, file_name, parse_object, show
+from qwen_edit.store.files import open_file
+from qwen_edit.weights.disk import fill
 
 MAX_HEADER_BYTES = 100_000_000
 """The most that the safetensors library reads as a header."""
@@ -29,10 +27,6 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
 _LENGTH_BYTES = 8
 _MAX_SIZE = 2**63 - 1
 _MAX_DIMENSIONS = 64
-
-
-class FileError(ModelUnavailable):
-    """A safetensors file cannot be used. The sentence names the file, the tensor and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -74,29 +68,6 @@ def read(path: Path, name: str | None = None) -> Header:
         return parse(file.fileno(), name)
 
 
-@contextmanager
-def disk_errors(name: str) -> Iterator[None]:
-    """Translate what the disk raises.
-
-    Args:
-        name: what errors call the file.
-
-    Raises:
-        FileError: for any OSError.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileError(f"{name}: {error.strerror}; fetch it with python -m builder bake") from error
-    except OSError as error:
-        raise FileError(f"{name}: cannot be read: {error.strerror}") from error
-
-
-def file_name(path: Path) -> str:
-    """The folder and the name of a file, which is as much of its path as an error may show."""
-    return f"{path.parent.name}/{path.name}"
-
-
 def parse(descriptor: int, name: str) -> Header:
     """Read and check the header of an open file.
 
@@ -114,56 +85,6 @@ def parse(descriptor: int, name: str) -> Header:
     start = _LENGTH_BYTES + len(text)
     entries = {tensor: _entry(name, tensor, item, start) for tensor, item in header.items()}
     return Header(name, metadata, _in_file_order(name, entries, start, size), start, size)
-
-
-def parse_object(name: str, what: str, text: bytes | str) -> dict[str, Any]:
-    """Parse JSON that a file holds; it must be an object, and no object in it may have a key twice.
-
-    Args:
-        name: what errors call the file.
-        what: what errors call the text.
-
-    Raises:
-        FileError: it is not.
-    """
-    try:
-        document = json.loads(
-            text if isinstance(text, str) else text.decode(),
-            parse_constant=_refuse_constant,
-            object_pairs_hook=_unique,
-        )
-    except _RepeatedName as error:
-        raise FileError(f"{name}: {what} has {show(error.args[0])} twice, expected each name once") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{name}: {what} cannot be read, expected a JSON object: {type(error).__name__}") from error
-    if not isinstance(document, dict):
-        raise FileError(f"{name}: {what} is {show(document)}, expected a JSON object")
-    return document
-
-
-def show(value: object) -> str:
-    """The value as it may stand in a sentence: it comes from a file, so it can be anything of any length."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} too large to print"
-    return text if len(text) <= 100 else text[:100] + "…"
-
-
-class _RepeatedName(Exception):
-    """Carries the name."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedName(next(name for name in names if names.count(name) > 1))
-    return unique
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(constant)
 
 
 def _text(name: str, descriptor: int, size: int) -> bytes:

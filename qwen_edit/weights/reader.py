@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from qwen_edit.store.documents import CHECK, FileError, file_name, show
 from qwen_edit.store.shards import shards
 from qwen_edit.weights.file import Arrived, Portions, WeightFile
 from qwen_edit.weights.placement import WINDOW
@@ -165,19 +166,20 @@ class Weights:
 
 
 def folder_tensors(weights_of: Callable[[Path], Weights], folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Wait for every tensor of a model folder, and make the floating point ones `dtype`.
+    """Wait for every tensor of a model folder, and make them `dtype`.
 
     Args:
         weights_of: what hands out a file.
 
     Raises:
-        ModelUnavailable: a shard is missing or damaged, or there is none.
+        ModelUnavailable: a shard is missing or damaged, or there is none, or a tensor holds something else than
+            floating point numbers.
     """
     tensors: dict[str, Tensor] = {}
     for shard in shards(folder):
-        tensors |= {name: _as(dtype, tensor) for name, tensor in weights_of(shard).tensors(shard).items()}
+        for name, tensor in weights_of(shard).tensors(shard).items():
+            if not tensor.is_floating_point():
+                found = str(tensor.dtype).removeprefix("torch.")
+                raise FileError(f"{file_name(shard)}: tensor {show(name)} is {found}, expected floating point; {CHECK}")
+            tensors[name] = tensor.to(dtype)
     return tensors
-
-
-def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -7,7 +7,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLCo
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 from builder.bake.parts import COMPONENTS
-from builder.bake.units import amount, duration, megabytes
+from builder.bake.printed import amount, duration, megabytes
 from builder.sizes import Autoencoder, Language, Vision, header_bytes, sizes, table
 from qwen_edit.svdq.modules import expected_tensors, total_bytes
 

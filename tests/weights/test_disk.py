@@ -10,7 +10,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from qwen_edit.weights.disk import Identity, Prefetch, fill, open_file
+from qwen_edit.store.files import open_file
+from qwen_edit.weights.disk import Identity, Prefetch, fill
 
 
 @pytest.fixture

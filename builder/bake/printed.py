@@ -1,4 +1,12 @@
-"""Numbers as people read them: decimal units, as disks and the model hub count."""
+"""What is printed for people: text without control characters, numbers in decimal units as disks and the hub count."""
+
+
+def printable(text: str) -> str:
+    """The text in one line, each character that cannot be seen written as its escape.
+
+    Names, paths and the words of a hub come from elsewhere: a terminal must not obey what is in them.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def amount(count: float) -> str:
