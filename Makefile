@@ -39,6 +39,7 @@ bench: $(INSTALLED)
 	@$(PYTHON) -m bench.loop idle
 	@$(PYTHON) -m bench.loop queue
 	@$(PYTHON) -m bench.loop soak
+	@$(PYTHON) -m bench.loop chaos
 
 $(INSTALLED): pyproject.toml
 	@test -x $(PYTHON) || python3 -m venv $(VENV)

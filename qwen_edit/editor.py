@@ -110,7 +110,7 @@ class Editor:
         with self._lock:
             watch = self.pipeline.start_stopwatch()
             with watch.stage("load"):
-                self.change_to(plan.checkpoint)
+                self.change_to(plan.checkpoint, hooks.is_cancelled)
             pictures, warnings = render(self.pipeline, prepared.picture, prepared.request.prompt, plan, hooks)
             timings, self.start = self.start, None
             standing = (self.setup.choice.warning,) if self.setup.choice.warning else ()
@@ -131,7 +131,7 @@ class Editor:
         with self._lock:
             began = time.perf_counter()
             checkpoint = self._loader.checkpoint or available(self.settings.models)[0]
-            self.change_to(checkpoint)
+            self.change_to(checkpoint, is_cancelled)
             side = 1024 if self.pipeline.device.type == "cuda" else 256
             grey = Image.new("RGB", (side, side), "grey")
             hooks = Hooks(is_cancelled=is_cancelled)
@@ -139,10 +139,14 @@ class Editor:
             if self.start is not None:
                 self.start = self.start.warmed_up(time.perf_counter() - began)
 
-    def change_to(self, checkpoint: Checkpoint) -> None:
+    def change_to(self, checkpoint: Checkpoint, is_cancelled: Callable[[], bool] = never) -> None:
         """Have a checkpoint in the pipeline, whichever is there. For the thread that renders.
 
+        Args:
+            is_cancelled: asked before each read of the file.
+
         Raises:
+            Cancelled: the flag was set.
             ModelUnavailable: its file is missing or damaged.
             OutOfMemory: it does not fit the device.
         """
@@ -151,7 +155,7 @@ class Editor:
         from qwen_edit.machine.device import out_of_memory
 
         with out_of_memory(f"the {checkpoint.name} checkpoint does not fit the device's memory"):
-            self._loader.change(self.pipeline, checkpoint)
+            self._loader.change(self.pipeline, checkpoint, is_cancelled)
 
     def is_broken(self) -> bool:
         """Whether the device has stopped answering, which only a new process mends."""

@@ -10,37 +10,57 @@ class EditError(Exception):
     """
 
     code: ClassVar[str] = "internal"
+    usual: ClassVar[tuple[str, ...]] = ()
+    """The contract's fields that it is about, where none are named."""
 
-    def __init__(self, sentence: str) -> None:
+    is_quoting: ClassVar[bool] = False
+    """Whether the sentence, or what led to it, holds words of somebody else: then they are not for the log."""
+
+    def __init__(self, sentence: str, *fields: str) -> None:
+        """Make one of a sentence, and of the contract's fields that it is about."""
         super().__init__(sentence)
         self.sentence = sentence
+        self.fields = fields or self.usual
 
     def __str__(self) -> str:
         return f"{self.code}: {self.sentence}"
 
     @property
+    def logged(self) -> str | None:
+        """The sentence as the log may have it."""
+        return None if self.is_quoting else self.sentence
+
+    @property
     def cause(self) -> str | None:
         """What a library said that led to it: for the log alone, and not at any length."""
         cause = self.__cause__
-        return f"{type(cause).__name__}: {cause}"[:200] if cause else None
+        if cause is None:
+            return None
+        kind = type(cause).__name__
+        return kind if self.is_quoting else f"{kind}: {cause}"[:200]
 
 
 class InvalidRequest(EditError):
     """A field is missing, unknown, of the wrong type or out of range."""
 
     code = "invalid_request"
+    is_quoting = True
 
 
 class InvalidImage(EditError):
     """The image is not base64, or not a picture that can be read."""
 
     code = "invalid_image"
+    usual = ("image",)
+    is_quoting = True
 
 
 class ImageTooLarge(EditError):
     """The image has more bytes or pixels than are accepted."""
 
     code = "image_too_large"
+    usual = ("image",)
+    is_quoting = True
 
 
 class ModelUnavailable(EditError):
@@ -71,6 +91,12 @@ class InternalError(EditError):
     """Anything else; the details are in the log, never in the reply."""
 
     code = "internal"
+
+
+class UploadError(InternalError):
+    """A store did not take a picture."""
+
+    is_quoting = True
 
 
 class SettingsError(Exception):

@@ -4,6 +4,7 @@
 `python -m bench.loop queue [--seconds 2]`: what prefetching costs where several workers share a queue.
 `python -m bench.loop soak [--jobs 200] [--fake]`: a burst of good, bad, cancelled and oversize jobs,
 after the idle time of both handlers.
+`python -m bench.loop chaos [--jobs 200] [--fake]`: a burst while the platform misbehaves, beside one in peace.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 from PIL import Image
 
+from bench.loop.chaos import chaos
 from bench.loop.soak import soak
 from builder.made import tiny
 from tests.support.control_plane import ControlPlane
@@ -40,6 +42,8 @@ def main() -> None:
         match options.what:
             case "idle":
                 compare_idle(models, "real" if options.real else "fake", options.jobs or 12, options.seconds)
+            case "chaos":
+                chaos(models, request(options.seconds), "fake" if options.fake else "real", options.jobs or 200)
             case "queue":
                 compare_concurrency(models, options.seconds)
             case "soak":
@@ -162,11 +166,13 @@ def _p95(values: Sequence[float]) -> float:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("idle", "queue", "soak"))
-    parser.add_argument("--jobs", type=int, help="12 for idle, 200 for soak")
+    parser.add_argument("what", choices=("idle", "queue", "soak", "chaos"))
+    parser.add_argument("--jobs", type=int, help="12 for idle, 200 for soak and chaos")
     parser.add_argument("--seconds", type=float, default=2.0, help="an edit on the fake device")
     parser.add_argument("--real", action="store_true", help="idle with the tiny model in place of the fake device")
-    parser.add_argument("--fake", action="store_true", help="soak on the fake device in place of the tiny model")
+    parser.add_argument(
+        "--fake", action="store_true", help="soak and chaos on the fake device in place of the tiny model"
+    )
     return parser.parse_args()
 
 

@@ -116,12 +116,13 @@ class EditRequest(BaseModel):
             try:
                 super().__init__(**_given(fields))
             except ValidationError as error:
-                complaints = map(_complaint, error.errors(include_url=False, include_context=False))
+                errors = error.errors(include_url=False, include_context=False)
                 # Without the cause: pydantic's own message is not one sentence.
-                raise InvalidRequest("; ".join(complaints)) from None
+                raise InvalidRequest("; ".join(map(_complaint, errors)), *map(_name, errors)) from None
             if (self.width is None) != (self.height is None):
                 alone, other = ("width", "height") if self.height is None else ("height", "width")
-                raise InvalidRequest(f"{alone} is {getattr(self, alone)} without {other}, expected both or neither")
+                sentence = f"{alone} is {getattr(self, alone)} without {other}, expected both or neither"
+                raise InvalidRequest(sentence, alone, other)
 
     @classmethod
     def parse(cls, payload: object) -> Self:
@@ -154,12 +155,17 @@ def _given(fields: Mapping[str, object]) -> dict[str, object]:
         if name in given and other in given:
             first, second = _shown(given[name]), _shown(given.pop(other))
             if first != second:
-                raise InvalidRequest(f"{name} is {first} and {other} is {second}, expected one of them or the same")
+                sentence = f"{name} is {first} and {other} is {second}, expected one of them or the same"
+                raise InvalidRequest(sentence, name, other)
     return given
 
 
+def _name(error: ErrorDetails) -> str:
+    return str(error["loc"][0])
+
+
 def _complaint(error: ErrorDetails) -> str:
-    name = str(error["loc"][0])
+    name = _name(error)
     expected = EditRequest.model_fields[_OTHER_NAMES.get(name, name)].description
     if error["type"] == "missing":
         return f"{name} is missing, expected {expected}"

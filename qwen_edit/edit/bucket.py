@@ -1,10 +1,13 @@
 """Where pictures go that do not travel in the reply: a bucket of an S3-compatible store."""
 
+import io
 import re
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from qwen_edit.errors import InternalError
+from qwen_edit.edit.hooks import never
+from qwen_edit.errors import Cancelled, UploadError
 from qwen_edit.settings import BucketSettings
 
 EXPIRY_S = 24 * 60 * 60
@@ -30,26 +33,30 @@ class Bucket:
         self._client: Any = None
         self._creating = threading.Lock()
 
-    def upload(self, name: str, data: bytes, content_type: str) -> str:
+    def upload(self, name: str, data: bytes, content_type: str, is_cancelled: Callable[[], bool] = never) -> str:
         """Put a file into the bucket.
+
+        Args:
+            is_cancelled: asked before each part that is sent.
 
         Returns:
             A presigned `GET` address of it, which works for `EXPIRY_S` seconds.
 
         Raises:
-            InternalError: the store refused it or did not answer.
+            UploadError: the store refused it or did not answer.
+            Cancelled: the flag was set.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
         place = {"Bucket": self._settings.name, "Key": name}
         try:
             client = self._connect()
-            client.put_object(**place, Body=data, ContentType=content_type)
+            client.put_object(**place, Body=_Part(data, is_cancelled), ContentType=content_type)
             url: str = client.generate_presigned_url("get_object", Params=place, ExpiresIn=EXPIRY_S)
         except ClientError as error:
-            raise InternalError(_refused(error.response.get("Error", {}).get("Code", ""))) from error
+            raise UploadError(_refused(error.response.get("Error", {}).get("Code", ""))) from error
         except (BotoCoreError, ValueError) as error:
-            raise InternalError(
+            raise UploadError(
                 "the picture could not be uploaded: "
                 f"the store at BUCKET_ENDPOINT_URL cannot be reached or does not answer ({type(error).__name__})"
             ) from error
@@ -61,6 +68,19 @@ class Bucket:
             if self._client is None:
                 self._client = _client(self._settings, self._read_timeout)
             return self._client
+
+
+class _Part(io.BytesIO):
+    """A file that is read no further once a flag is set."""
+
+    def __init__(self, data: bytes, is_cancelled: Callable[[], bool]) -> None:
+        super().__init__(data)
+        self._is_cancelled = is_cancelled
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._is_cancelled():
+            raise Cancelled("the edit was cancelled")
+        return super().read(size)
 
 
 def _client(settings: BucketSettings, read_timeout: float) -> Any:  # noqa: ANN401 - as above

@@ -15,7 +15,8 @@ from PIL import Image
 from qwen_edit.contract.request import EditRequest
 from qwen_edit.contract.response import EditResponse, OutputFormat
 from qwen_edit.edit.bucket import EXPIRY_S, Bucket
-from qwen_edit.errors import InvalidRequest, OutputTooLarge
+from qwen_edit.edit.hooks import never
+from qwen_edit.errors import Cancelled, InvalidRequest, OutputTooLarge
 from qwen_edit.pictures import write
 from qwen_edit.settings import Settings
 
@@ -38,11 +39,15 @@ _LOSSY: tuple[Literal["webp", "jpeg"], ...] = ("webp", "jpeg")
 
 @dataclass(frozen=True)
 class Delivery:
-    """How replies travel: in `limit` bytes where there is a limit, and through a bucket where there is one."""
+    """How replies travel: in `limit` bytes where there is a limit, and through a bucket where there is one.
+
+    `is_cancelled` is asked before each file is made, and while it is uploaded.
+    """
 
     limit: int | None = None
     bucket: Bucket | None = None
     job_id: str = "edit"
+    is_cancelled: Callable[[], bool] = never
 
 
 UNLIMITED = Delivery()
@@ -81,7 +86,8 @@ def require_bucket(request: EditRequest, bucket: object | None) -> None:
         InvalidRequest: there is none.
     """
     if request.return_as == "url" and bucket is None:
-        raise InvalidRequest("return is 'url', but this worker has no bucket (BUCKET_NAME is unset): expected 'base64'")
+        sentence = "return is 'url', but this worker has no bucket (BUCKET_NAME is unset): expected 'base64'"
+        raise InvalidRequest(sentence, "return")
 
 
 def fit(
@@ -100,6 +106,8 @@ def fit(
     require_bucket(request, delivery.bucket)
     sizes: list[int] = []
     for encoded in _attempts(pictures, request, delivery):
+        if delivery.is_cancelled():
+            raise Cancelled("the edit was cancelled")
         response = compose(encoded)
         sizes.append(size_of(response))
         if delivery.limit is None or sizes[-1] <= delivery.limit:
@@ -133,7 +141,7 @@ def _attempts(pictures: Sequence[Image.Image], request: EditRequest, delivery: D
         yield asked
         yield from _smaller(pictures, request, reason)
     if delivery.bucket is not None:
-        uploaded = replace(asked, urls=_upload(asked, delivery.bucket, delivery.job_id))
+        uploaded = replace(asked, urls=_upload(asked, delivery.bucket, delivery))
         hours = EXPIRY_S // 3600
         warning = f"the result is returned as URLs, which work for {hours} hours, because {reason}"
         yield uploaded if request.return_as == "url" else replace(uploaded, warnings=(warning,))
@@ -157,11 +165,11 @@ def _encoded(pictures: Sequence[Image.Image], output_format: OutputFormat, quali
     return Encoded(output_format, tuple(write.encode(picture, output_format, quality) for picture in pictures))
 
 
-def _upload(encoded: Encoded, bucket: Bucket, job_id: str) -> tuple[str, ...]:
+def _upload(encoded: Encoded, bucket: Bucket, delivery: Delivery) -> tuple[str, ...]:
     # The token, because in a bucket that anyone may read, the names are all that protects the pictures.
-    folder = f"{FOLDER}/{safe_name(job_id)}-{secrets.token_urlsafe(16)}"
+    folder = f"{FOLDER}/{safe_name(delivery.job_id)}-{secrets.token_urlsafe(16)}"
     return tuple(
-        bucket.upload(f"{folder}/{number}.{encoded.format}", data, f"image/{encoded.format}")
+        bucket.upload(f"{folder}/{number}.{encoded.format}", data, f"image/{encoded.format}", delivery.is_cancelled)
         for number, data in enumerate(encoded.files)
     )
 

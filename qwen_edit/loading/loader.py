@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from qwen_edit.edit.hooks import never
+from qwen_edit.errors import Cancelled
 from qwen_edit.loading.imports.lean import lean_imports
 from qwen_edit.loading.incoming import IncomingModel
 from qwen_edit.machine.device import MachineSetup, choose_dtype, set_up
@@ -104,21 +106,29 @@ class Loader:
         self._use(pipeline, checkpoint, incoming.expanded())
         return pipeline
 
-    def change(self, pipeline: "EditPipeline", checkpoint: Checkpoint) -> None:
+    def change(
+        self, pipeline: "EditPipeline", checkpoint: Checkpoint, is_cancelled: Callable[[], bool] = never
+    ) -> None:
         """Change to another checkpoint, in the memory of the present one where that is on the device and alike.
 
         Where it fails, the pipeline cannot render before it was changed again.
 
+        Args:
+            is_cancelled: asked before each read.
+
         Raises:
             ModelUnavailable: the file is missing or damaged.
+            Cancelled: the flag was set.
         """
+        if is_cancelled():  # before anything is given up for it
+            raise Cancelled("the edit was cancelled")
         info = read_header(self._models / checkpoint.path)  # a file that cannot be used does not cost the one that is
         present, self._present, self.checkpoint = self._present, None, None
         if present is not None and not self._is_offloaded and _are_alike(present, info):
-            self._refill(pipeline, checkpoint, info)
+            self._refill(pipeline, checkpoint, info, is_cancelled)
             return
         pipeline.drop_transformer()
-        with self._incoming(checkpoint, {}, cancelled=lambda: False) as incoming:
+        with self._incoming(checkpoint, {}, is_cancelled) as incoming:
             self._use(pipeline, checkpoint, incoming.expanded())
 
     @property
@@ -152,11 +162,19 @@ class Loader:
         pipeline.use(scheduler, transformer, expanded.modulations, backend, in_turns=in_turns)
         self._present, self.checkpoint = expanded.info, checkpoint
 
-    def _refill(self, pipeline: "EditPipeline", checkpoint: Checkpoint, info: CheckpointInfo) -> None:
+    def _refill(
+        self,
+        pipeline: "EditPipeline",
+        checkpoint: Checkpoint,
+        info: CheckpointInfo,
+        is_cancelled: Callable[[], bool],
+    ) -> None:
         from qwen_edit.loading.assembly import load_scheduler
 
         path = self._models / checkpoint.path
-        with Weights([path], self.setup.device, portions={path: portions_of(info, self._form)}) as weights:
+        portions = {path: portions_of(info, self._form)}
+        sink = self._sink(is_cancelled, self.setup.device)
+        with Weights([path], self.setup.device, portions=portions, sink=sink) as weights:
             places = pipeline.transformer.state_dict()
             refill(info, weights.portions(path), self._form, self._dtype, places, pipeline.modulations)
         pipeline.use_schedule(load_scheduler(self._models / BASE_FOLDER, checkpoint))

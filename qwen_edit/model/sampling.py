@@ -93,7 +93,8 @@ def _require_room(
     if tokens > room:
         raise InvalidRequest(
             f"{field} is too long: with this picture it makes {tokens} tokens, of which {room} fit; "
-            f"shorten it by about {tokens - room} tokens"
+            f"shorten it by about {tokens - room} tokens",
+            field,
         )
 
 

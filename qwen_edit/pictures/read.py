@@ -96,7 +96,8 @@ def decode(image: str) -> Decoded:
     if is_url(image):
         raise InvalidRequest(
             "image is a URL, and image URLs are not accepted by this worker (QWEN_EDIT_ALLOW_URLS is off): "
-            "expected base64 or a data URI"
+            "expected base64 or a data URI",
+            "image",
         )
     return read(from_base64(image))
 

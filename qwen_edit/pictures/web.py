@@ -30,7 +30,7 @@ def get_picture(
     try:
         https.get(url, data.extend, limit=limit, seconds=seconds, accept=ACCEPT, network=network)
     except https.AddressError as error:
-        raise InvalidRequest(f"image is {error}") from error.__cause__
+        raise InvalidRequest(f"image is {error}", "image") from error.__cause__
     except https.AnswerError as error:
         raise InvalidImage(f"image is {error}") from error.__cause__
     except https.LengthError as error:

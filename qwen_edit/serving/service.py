@@ -1,36 +1,50 @@
 """One service behind every door: the device thread, the load, admission, cancel, progress, rest and close.
 
-One thread owns the device; decoding and encoding run beside it. A door hands over a request and says who asks.
+One thread owns the device; decoding and encoding run beside it, as does all that waits for others. A door hands over a
+request and says who asks.
 """
 
 import asyncio
 import threading
-import time
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from qwen_edit.contract.request import EditRequest
 from qwen_edit.edit.fitting import Delivery, Reply
-from qwen_edit.edit.hooks import Hooks
-from qwen_edit.edit.prepare import Prepared, prepare
-from qwen_edit.edit.respond import Rendered, respond
+from qwen_edit.edit.prepare import prepare
+from qwen_edit.edit.respond import respond
 from qwen_edit.editor import Editor, Fetch
-from qwen_edit.errors import Cancelled, EditError, InternalError
+from qwen_edit.errors import EditError, InternalError
 from qwen_edit.log import log
-from qwen_edit.machine.host_memory import release_free_memory
+from qwen_edit.serving.device_side import DeviceSide
+from qwen_edit.serving.device_thread import LeftUndone, LostDevice, Patience
 from qwen_edit.serving.progress import Post, Progress
 from qwen_edit.serving.saving import save
 from qwen_edit.settings import Settings
 
+T = TypeVar("T")
+
 LOGGED = ("model_config", "seed", "width", "height", "timings", "warnings")
 """The parts of a reply that go into the log: neither pictures nor prompts."""
+
+WORKERS, WAITERS = 4, 32
+"""Threads that decode and encode, and threads that wait for others: downloads, uploads, folders."""
+
+SAVING_S = 30.0
+"""Seconds that an end waits for results that are being saved."""
 
 
 class DeviceLostError(InternalError):
     """An edit failed and the device no longer answers: only a new process mends that."""
+
+
+class LeftError(DeviceLostError):
+    """The device was lost before this edit was done: another worker may do it."""
 
 
 class OverloadedError(Exception):
@@ -47,32 +61,33 @@ class Caller:
 
 
 class Service:
-    """Edits for every door of this process, with its one editor.
+    """Edits for every door of this process, with its one editor."""
 
-    The thread that loads the editor is the one that later renders, so an early job waits its turn behind the load.
-    """
-
-    def __init__(self, settings: Settings, fetch: Fetch | None = None, places: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        fetch: Fetch | None = None,
+        places: int | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         """Make a service that has not begun to load.
 
         Args:
             fetch: see `Editor.load`.
             places: jobs held at once, beyond which `job` refuses; None where the door's platform sees to that.
+            patience: how long the device may keep silent.
         """
         self.settings = settings
-        self._fetch = fetch
+        self.device = DeviceSide(settings, fetch, patience)
         self._places = places
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
-        self._stopping = threading.Event()
-        self._editor: Future[Editor] | None = None
+        self._work = ThreadPoolExecutor(WORKERS, thread_name_prefix="work")
+        self._waits = ThreadPoolExecutor(WAITERS, thread_name_prefix="wait")
+        self._saving: set[Future[None]] = set()
         self._held = 0
-        self._started = time.perf_counter()
 
     def load(self) -> Future[Editor]:
         """Begin to load the editor, once, and return at once."""
-        if self._editor is None:
-            self._editor = self._device.submit(self._load)
-        return self._editor
+        return self.device.load()
 
     async def warm_up(self) -> None:
         """Wait for the load, and warm the device up.
@@ -80,15 +95,18 @@ class Service:
         Raises:
             EditError: the load failed, or memory does not suffice for an edit of the usual size, in tiles either.
         """
-        editor = await self._loaded()
-        await asyncio.get_running_loop().run_in_executor(self._device, editor.warm_up, self._stopping.is_set)
-        start = editor.start.model_dump() if editor.start else None
-        log("warm", seconds=round(time.perf_counter() - self._started, 3), start=start)
+        await self.device.warm_up()
 
-    def close(self) -> None:
-        """Stop loading at the next opportunity and let the thread go."""
-        self._stopping.set()
-        self._device.shutdown(wait=True, cancel_futures=True)
+    def close(self) -> bool:
+        """End in bounded time: results that are being saved first, then the load or the edit that is under way.
+
+        Returns:
+            Whether no thread is left that an ending process would wait for.
+        """
+        unsaved = wait(self._saving, SAVING_S).not_done
+        for pool in (self._work, self._waits):
+            pool.shutdown(wait=False, cancel_futures=True)
+        return self.device.close() and not unsaved
 
     @contextmanager
     def job(self, job_id: str) -> Iterator[None]:
@@ -96,7 +114,8 @@ class Service:
 
         Raises:
             OverloadedError: every place is taken.
-            EditError: for any failure; `DeviceLostError` where only a new process helps.
+            EditError: for any failure; `DeviceLostError` where only a new process helps, `LeftError` where this job had
+                no part in that.
         """
         if self._places is not None and self._held >= self._places:
             raise OverloadedError
@@ -104,17 +123,20 @@ class Service:
         try:
             yield
         except EditError as refusal:
-            log("refused", "warning", job=job_id, error=str(refusal), cause=refusal.cause)
+            _log_refusal(job_id, refusal)
             raise
+        except LeftUndone as lost:
+            raise LeftError("the worker lost its device before the edit was done; send it again") from lost
         # The edge: whatever it is, the caller gets a sentence and the log the rest. A library that exits would take the
         # process with it, and the job would be lost.
         except (Exception, SystemExit) as failure:
             log("failed", "error", job=job_id, traceback=traceback.format_exc())
-            kind = DeviceLostError if isinstance(failure, _DeviceLost) else InternalError
+            kind = DeviceLostError if isinstance(failure, LostDevice) else InternalError
             raise kind(f"the edit failed; the worker's log has the details under job {job_id}") from failure
         finally:
             self._held -= 1
-            self._rest()
+            if not self._held:
+                self.device.rest()
 
     async def edit(self, request: EditRequest, caller: Caller) -> Reply:
         """Edit as a request says, inside of `job`. Cancelled, it leaves the device at the next step.
@@ -122,79 +144,51 @@ class Service:
         Raises:
             EditError: see `qwen_edit.errors`.
         """
+        stopped = threading.Event()
+        try:
+            return await self._edit(request, caller, stopped)
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    async def _edit(self, request: EditRequest, caller: Caller, stopped: threading.Event) -> Reply:
         if self.settings.allow_download:
-            await self._loaded()  # it may bring the checkpoint that the plan is about to look for
-        prepared = await asyncio.to_thread(prepare, request, self.settings)
-        asked = time.perf_counter()
-        editor = await self._loaded()
+            await self.device.loaded()  # it may bring the checkpoint that the plan is about to look for
+        decoding = self._waits if self.settings.allow_urls else self._work
+        prepared = await _on(decoding, partial(prepare, request, self.settings))
+        editor = await self.device.loaded()
         async with Progress(caller.post, with_preview=request.preview) as progress:
-            rendered, queue_ms = await self._render(editor, prepared, asked, progress)
-            delivery = Delivery(caller.limit, editor.bucket, caller.job_id)
-            reply = await asyncio.to_thread(respond, prepared, rendered, queue_ms, delivery)
-        saved = await asyncio.to_thread(save, self.settings.save_dir, caller.job_id, prepared.plan.seed, reply.encoded)
-        told = reply.response.to_json()
-        log("edited", job=caller.job_id, saved=saved, reply={key: told[key] for key in LOGGED})
+            rendered, queue_ms = await self.device.render(editor, prepared, progress.on_step)
+            delivery = Delivery(caller.limit, editor.bucket, caller.job_id, stopped.is_set)
+            encoding = self._work if editor.bucket is None else self._waits
+            reply = await _on(encoding, partial(respond, prepared, rendered, queue_ms, delivery))
+        self._after(caller.job_id, prepared.plan.seed, reply)
         return reply
 
-    async def _loaded(self) -> Editor:
-        # Shielded: the job that waits may be cancelled, the load is everybody's.
-        return await asyncio.shield(asyncio.wrap_future(self.load()))
+    def _after(self, job_id: str, seed: int, reply: Reply) -> None:
+        """Save and log an edit beside its reply, which waits for neither."""
 
-    async def _render(
-        self, editor: Editor, prepared: Prepared, asked: float, progress: Progress
-    ) -> tuple[Rendered, float]:
-        """Render on the device thread.
+        def after() -> None:
+            saved = save(self.settings.save_dir, job_id, seed, reply.encoded)
+            told = reply.response.to_json()
+            log("edited", job=job_id, saved=saved, reply={key: told[key] for key in LOGGED})
 
-        Returns:
-            What was rendered, and the milliseconds from `asked` (on the clock of `time.perf_counter`) to its turn.
-        """
-        cancelled = threading.Event()
-        hooks = Hooks(progress.on_step, cancelled.is_set)
-
-        def turn() -> tuple[Rendered, float]:
-            queue_ms = (time.perf_counter() - asked) * 1000
-            with _device_checked(editor):
-                return editor.render(prepared, hooks), queue_ms
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._device, turn)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    def _rest(self) -> None:
-        """Give memory back where no job is left, behind what a cancelled one may still have on the device."""
-        if not self._held:
-            with suppress(RuntimeError):  # the service is closed
-                self._device.submit(release_free_memory)
-
-    def _load(self) -> Editor:
-        started = time.perf_counter()
-        try:
-            editor = Editor.load(self.settings, self._fetch, self._stopping.is_set)
-        except Cancelled:  # by `close`
-            log("load stopped")
-            raise
-        except EditError as error:
-            log("not loaded", "error", error=str(error), cause=error.cause, models=str(self.settings.models))
-            raise
-        start = editor.start.model_dump() if editor.start else None
-        log("loaded", seconds=round(time.perf_counter() - started, 3), start=start, setup=editor.setup.log_fields())
-        return editor
+        saving = self._waits.submit(after)
+        self._saving.add(saving)
+        saving.add_done_callback(self._saving.discard)
 
 
-class _DeviceLost(Exception):
-    """What `_device_checked` raises on the device thread."""
+def _log_refusal(job_id: str, refusal: EditError) -> None:
+    log(
+        "refused",
+        "warning",
+        job=job_id,
+        code=refusal.code,
+        fields=refusal.fields,
+        error=refusal.logged,
+        cause=refusal.cause,
+    )
 
 
-@contextmanager
-def _device_checked(editor: Editor) -> Iterator[None]:
-    """Ask after a failure that nobody foresaw, on the thread that owns the device, whether the device outlived it."""
-    try:
-        yield
-    except EditError:
-        raise
-    except Exception as error:
-        if editor.is_broken():
-            raise _DeviceLost from error
-        raise
+async def _on(pool: ThreadPoolExecutor, do: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, do)

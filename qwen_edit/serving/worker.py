@@ -1,19 +1,29 @@
 """RunPod's queue: jobs in, JSON out."""
 
+import asyncio
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from qwen_edit.contract.request import EditRequest
 from qwen_edit.edit.fitting import limit_for
 from qwen_edit.editor import Fetch
 from qwen_edit.errors import EditError, SettingsError
+from qwen_edit.log import flush, log, write_beside
 from qwen_edit.pictures import read
 from qwen_edit.serving import fitness, runpod_sdk
-from qwen_edit.serving.service import Caller, DeviceLostError, Service
+from qwen_edit.serving.queue import Queue
+from qwen_edit.serving.runpod_sdk import RunPod
+from qwen_edit.serving.service import Caller, DeviceLostError, LeftError, Service
 from qwen_edit.settings import Settings
+
+FLUSH_S = 2.0
+"""Seconds that an end waits for the log to be read."""
 
 
 class Worker:
@@ -22,6 +32,7 @@ class Worker:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.settings = service.settings
+        self._platform: RunPod | None = None
 
     @classmethod
     def from_environ(cls, fetch: Fetch | None = None) -> "Worker":
@@ -37,18 +48,25 @@ class Worker:
             sys.exit(f"qwen-edit: {error}")
 
     def load(self) -> None:
-        """Begin to load the editor, and return at once."""
+        """Begin to load the editor, and return at once. From now on a signal ends the process, also as process 1."""
+        self._end_at_signals()
         self.service.load()
 
     def run(self) -> None:
         """Serve jobs through RunPod's SDK until it ends. Its import and the load overlap."""
         # At its default, DEBUG, the SDK logs every picture as base64, twice.
         os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
-        fitness_checks = [*fitness.checks(self.settings), self.editor_is_ready]
+        if self.settings.on_platform:
+            write_beside()
+        # The SDK takes the signals as it starts, and the checks are the first to run after that.
+        checks = [self._end_at_signals, *fitness.checks(self.settings), self.editor_is_ready]
         try:
-            runpod_sdk.start(self.handle, self.settings.concurrency, fitness_checks)
+            status = runpod_sdk.start(self.handle, self.settings.concurrency, checks, self._queue)
         finally:
-            self.service.close()
+            has_ended = self.service.close()
+            flush(FLUSH_S)
+        if self.settings.on_platform or not has_ended:
+            _leave(status)
 
     async def editor_is_ready(self) -> None:
         """Wait for the load, and warm the device up: the last check before the platform's first job is taken.
@@ -63,16 +81,48 @@ class Worker:
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one job: the response of the contract, or `{"error": "<code>: <sentence>"}`."""
+        answer = await self.answer(job)
+        return answer or {"error": "internal: the worker lost its device", "refresh_worker": True}
+
+    async def answer(self, job: Mapping[str, Any]) -> dict[str, Any] | None:
+        """As `handle`; None for a job that the platform may hand to another worker."""
         job_id = str(job.get("id", "unknown"))
         try:
             with self.service.job(job_id):
                 request = EditRequest.parse(job.get("input"))
                 reply = await self.service.edit(request, self._caller(job_id))
                 return reply.response.to_json()
+        except LeftError:
+            return None
         except EditError as error:
             renewal = {"refresh_worker": True} if isinstance(error, DeviceLostError) else {}
             return {"error": str(error), **renewal}
 
     def _caller(self, job_id: str) -> Caller:
-        post = partial(runpod_sdk.post_progress, job_id) if self.settings.on_platform else None
+        post = partial(self._platform.report, job_id) if self._platform else None
         return Caller(job_id, limit_for(job_id, self.settings), post)
+
+    def _queue(self, platform: RunPod) -> Queue:
+        self._platform = platform
+        queue = Queue(platform, self.answer, self.settings.concurrency)
+        loop = asyncio.get_running_loop()
+        self.service.device.when_lost(lambda: loop.call_soon_threadsafe(queue.abandon))
+        return queue
+
+    def _end_at_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _end)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """Nothing is owed yet: end as a process that has no handler does."""
+    log("ended by a signal", signal=signal.Signals(number).name)
+    _leave(128 + number)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process without waiting for a thread that hangs."""
+    flush(FLUSH_S)
+    for child in multiprocessing.active_children():
+        child.terminate()
+    os._exit(status)

@@ -32,6 +32,7 @@ PACKAGES_FILE = "qwen_edit/loading/imports/packages.py"
 TORCH_FILE = "qwen_edit/loading/imports/torch_parts.py"
 ENGINE_FILE = "qwen_edit/model/transformer/nunchaku_engine.py"
 COMPILE_FILE = "qwen_edit/model/transformer/compile.py"
+SDK_FILE = "qwen_edit/serving/runpod_sdk.py"
 WINDOWS_FILE = "qwen_edit/model/vision_windows.py"
 
 VAE_MODULE = "diffusers.models.autoencoders.autoencoder_kl_qwenimage"
@@ -48,7 +49,7 @@ NO_WINDOWS = "The text encoder cannot be loaded: the start fails."
 NO_ENGINE = "The nunchaku backend is refused with a sentence; the dense backends run."
 NO_COMPILER = "`QWEN_EDIT_COMPILE=1` fails in the first edit; everything else runs."
 NO_DEMO = "The demo model cannot be trained anew."
-NO_PROGRESS = "No progress reaches the platform; the log says so, and the edits go on."
+SDK_LOOP = "The SDK's own loop takes the jobs, without progress; the log says `queue of the SDK`."
 NO_BAKE = "`python -m builder bake` fails; what is baked runs."
 
 ROWS = (
@@ -98,15 +99,17 @@ ROWS = (
         (ENGINE_FILE,),
         "Nothing fails: the host waits for the device after each step.",
     ),
+    ForeignName("runpod.http_client.AsyncClientSession", (SDK_FILE,), SDK_LOOP),
+    ForeignName("runpod.serverless.modules.rp_http.JOB_DONE_URL", (SDK_FILE,), SDK_LOOP),
+    ForeignName("runpod.serverless.modules.rp_job._job_get_url", (SDK_FILE,), SDK_LOOP),
+    ForeignName("runpod.serverless.modules.rp_job._job_stop_url", (SDK_FILE,), SDK_LOOP),
+    ForeignName("runpod.serverless.modules.rp_scale.JobScaler", (SDK_FILE,), SDK_LOOP),
+    ForeignName("runpod.serverless.modules.worker_state.JobsProgress", (SDK_FILE,), SDK_LOOP),
+    ForeignName("runpod.serverless.worker.heartbeat", (SDK_FILE,), SDK_LOOP),
     ForeignName(
-        "runpod.http_client.AsyncClientSession",
-        ("qwen_edit/serving/runpod_sdk.py",),
-        NO_PROGRESS,
-    ),
-    ForeignName(
-        "runpod.serverless.modules.rp_http.send_result",
-        ("qwen_edit/serving/runpod_sdk.py",),
-        NO_PROGRESS,
+        "runpod.serverless.worker.heartbeat._mirror",
+        (SDK_FILE,),
+        "A heartbeat that goes on in a thread names no jobs.",
     ),
     ForeignName("torch._dynamo", (TORCH_FILE, COMPILE_FILE), ORDINARY),
     ForeignName("torch._dynamo._trace_wrapped_higher_order_op", (TORCH_FILE,), ORDINARY),

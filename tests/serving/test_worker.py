@@ -44,6 +44,7 @@ def test_a_job_is_answered_with_the_contracts_response(
     worker: Worker, good: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     reply = ask(worker, {**good, "rank": 64, "steps": 4})
+    worker.service.close()  # which waits for what is being saved
 
     assert json.loads(json.dumps(reply)) == reply
     assert reply["model_config"]["rank"] == 128
@@ -188,6 +189,7 @@ def test_a_cancelled_job_leaves_the_device_thread_and_the_next_one_is_answered(
         return await worker.handle({"id": "second", "input": good})
 
     reply = asyncio.run(cancel_one_then_ask())
+    worker.service.close()  # which waits for what is being saved
 
     assert "image" in reply
     assert len(passes) == 1 + 8

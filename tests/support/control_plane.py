@@ -4,13 +4,15 @@ Times are seconds of `time.monotonic`, which every process of a machine shares.
 """
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.loopback import Handler, Loopback
@@ -18,6 +20,11 @@ from tests.support.patience import PATIENCE
 
 API_KEY = "loopback-key"
 Found = TypeVar("Found")
+
+Trouble = Literal["reset", "hang", "junk", "wrong", "empty"] | int
+"""What becomes of an answer: the connection is reset, or nothing comes; it is no JSON, or JSON of something else; it is
+none at once; or it is a status. The question itself is not looked at.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,21 @@ class ControlPlane(Loopback):
         limit: bytes of a post; a longer one gets 400 and is forgotten, as the platform does.
         hold: seconds that job-take and job-stop wait for news.
         ignores_updates: whether updates get no answer until their connection is closed.
+        trouble: what goes wrong with a question of that verb, such as `job-take`.
+        hang: seconds without an answer, after which the connection is reset.
     """
 
     limit: int | None = None
     hold: float = 1.0
     ignores_updates: bool = False
+    trouble: Callable[[str], Trouble | None] = lambda verb: None
+    hang: float = PATIENCE
     submitted: dict[str, float] = field(default_factory=dict)
     takes: list[Take] = field(default_factory=list)
     posts: list[Post] = field(default_factory=list)
     pings: list[Ping] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
+    asked: list[tuple[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__(_handler(self))
@@ -237,37 +249,64 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _handler(plane: ControlPlane) -> type[Handler]:
-    class PlaneHandler(Handler):
-        def answer(self) -> None:
-            self._post() if self.command == "POST" else self._get()
+def _handler(plane: ControlPlane) -> type["PlaneHandler"]:
+    return type("Handler", (PlaneHandler,), {"plane": plane})
 
-        def _get(self) -> None:
-            plane.keys.add(self.headers["Authorization"])
-            document = plane.answer_get(self.path)
-            self._send(204 if document is None else 200, b"" if document is None else json.dumps(document).encode())
 
-        def _post(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if plane.ignores_updates and b'"IN_PROGRESS"' in body:
-                with plane.ignoring(self.path):
-                    if self._is_left():
-                        self.close_connection = True
-                        return
-            self._send(plane.answer_post(self.path, body), b"{}")
+class PlaneHandler(Handler):
+    """Asks its plane, which a class of its own has."""
 
-        def _is_left(self) -> bool:
-            """Whether the client closes the connection, as long as this side's patience lasts."""
-            self.connection.settimeout(PATIENCE)
-            try:
-                return not self.connection.recv(1)
-            except TimeoutError:
-                return False
-            except ConnectionError:
-                return True
+    plane: ControlPlane
 
-        def _send(self, status: int, body: bytes) -> None:
-            self.send_head(status, {"Content-Type": "application/json"}, len(body))
-            self.wfile.write(body)
+    def answer(self) -> None:
+        verb = urlsplit(self.path).path.split("/")[3]
+        self.plane.asked.append((verb, time.monotonic()))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        match self.plane.trouble(verb):
+            case None:
+                self._post(body) if self.command == "POST" else self._get()
+            case "reset":
+                self._reset()
+            case "hang":
+                self._is_left(self.plane.hang)
+                self._reset()
+            case "junk":
+                self._send(200, b"<html>come back later</html>")
+            case "wrong":
+                self._send(200, b'[7, null, {"id": 5}, {}]')
+            case "empty":
+                self._send(204, b"")
+            case status:
+                self._send(status, b"{}")
 
-    return PlaneHandler
+    def _get(self) -> None:
+        self.plane.keys.add(self.headers["Authorization"])
+        document = self.plane.answer_get(self.path)
+        self._send(204 if document is None else 200, b"" if document is None else json.dumps(document).encode())
+
+    def _post(self, body: bytes) -> None:
+        if self.plane.ignores_updates and b'"IN_PROGRESS"' in body:
+            with self.plane.ignoring(self.path):
+                if self._is_left(PATIENCE):
+                    self.close_connection = True
+                    return
+        self._send(self.plane.answer_post(self.path, body), b"{}")
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def _is_left(self, seconds: float) -> bool:
+        """Whether the client closes the connection within so many seconds."""
+        self.connection.settimeout(seconds)
+        try:
+            return not self.connection.recv(1)
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_head(status, {"Content-Type": "application/json"}, len(body))
+        self.wfile.write(body)

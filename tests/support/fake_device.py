@@ -8,7 +8,9 @@ Its pictures are noise, which no encoder makes smaller.
 import os
 import runpy
 import sys
+import threading
 import time
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -22,13 +24,12 @@ from qwen_edit.edit.prepare import Prepared
 from qwen_edit.errors import Cancelled, OutOfMemory
 from qwen_edit.model import render
 from qwen_edit.model.pipeline import EditPipeline
-from qwen_edit.serving import service
+from qwen_edit.serving import device_thread, service
 from qwen_edit.settings import Settings
-from tests.support.gates import announce, held
+from tests.support.gates import Arrival, announce, held, port_after
 from tests.support.places import ROOT
 
 HANDLER = ROOT / "handler.py"
-_answers = EditPipeline.answers
 _prepare = service.prepare  # type: ignore[attr-defined]
 
 
@@ -49,17 +50,15 @@ class Faults:
     def fail(self) -> NoReturn:
         raise RuntimeError(f"a secret of {__file__}")
 
-    def break_down(self) -> NoReturn:
-        EditPipeline.answers = _answer_no_more  # type: ignore[method-assign]
+    def die(self) -> NoReturn:
+        EditPipeline.answers = _never_answer  # type: ignore[method-assign]
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def leave(self) -> NoReturn:
         sys.exit("a library gives up")
 
 
-def _answer_no_more(self: EditPipeline) -> bool:  # noqa: ARG001 - it stands in for a method
-    # Once, so that the tests which follow have a device.
-    EditPipeline.answers = _answers  # type: ignore[method-assign]
+def _never_answer(self: EditPipeline) -> bool:  # noqa: ARG001 - it stands in for a method
     return False
 
 
@@ -85,6 +84,9 @@ def denoise(
             if hooks.is_cancelled():
                 raise Cancelled("the edit was cancelled")
             hooks.on_step(Step(step + 1, plan.steps, lambda: Image.new("RGB", (32, 32))))
+    if (port := port_after("hang", prompt)) is not None:
+        Arrival(port)
+        threading.Event().wait()
     for word in prompt.split():
         getattr(FAULTS, word, lambda: None)()
     return torch.zeros(plan.num_images, 16, 1, plan.height // 8, plan.width // 8)
@@ -114,6 +116,7 @@ def install() -> None:
     """Replace the device in this process."""
     vars(render).update(denoise=denoise, decode=decode)
     vars(service).update(prepare=prepare)
+    vars(device_thread).update(Patience=partial(device_thread.Patience, stop=0.5, close=0.5, look=0.05))
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ class LoopWorker:
         lines = [json.loads(line) for line in self.output().splitlines() if line.startswith('{"time"')]
         return [line for line in lines if name in (None, line["event"])]
 
-    def wait_for_event(self, name: str) -> dict[str, Any]:
-        """Wait until it has logged an event of that name."""
+    def wait_for_event(self, name: str, job: str | None = None) -> dict[str, Any]:
+        """Wait until it has logged an event of that name, about that job where one is given."""
         deadline = time.monotonic() + PATIENCE
-        while not (found := self.events(name)):
+        while not (found := [event for event in self.events(name) if job in (None, event.get("job"))]):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise TimeoutError(f"the worker logged no {name!r}: {self.output()} {self.errors()}")
             time.sleep(0.05)
