@@ -15,20 +15,21 @@ MOST_LINES = 10_000
 
 _lines: "queue.Queue[str] | None" = None
 _dropped = 0
+_counting = threading.Lock()
 
 
 def log(event: str, level: Level = "info", **fields: object) -> None:
     """Write one event. No prompt and no base64 belongs in the fields."""
     global _dropped
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "event": event, **fields}
-    text = json.dumps(line, default=str) + "\n"
+    text = _line(event, level, **fields)
     if _lines is None:
         _write(text)
         return
     try:
         _lines.put_nowait(text)
     except queue.Full:
-        _dropped += 1
+        with _counting:
+            _dropped += 1
 
 
 def write_beside() -> None:
@@ -51,10 +52,16 @@ def _write_lines(lines: "queue.Queue[str]") -> None:
     while True:
         text = lines.get()
         _write(text)
-        if _dropped:
+        with _counting:
             dropped, _dropped = _dropped, 0
-            log("log lines dropped", "warning", lines=dropped)
+        if dropped:  # at once: where the others wait, this line would be dropped as well
+            _write(_line("log lines dropped", "warning", lines=dropped))
         lines.task_done()
+
+
+def _line(event: str, level: Level, **fields: object) -> str:
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "event": event, **fields}
+    return json.dumps(line, default=str) + "\n"
 
 
 def _write(text: str) -> None:

@@ -416,6 +416,18 @@ def test_what_this_machine_cannot_do_is_refused_and_never_replaced(
         Editor.load(Settings(models=models, **settings))
 
 
+def test_a_change_that_is_cancelled_half_way_is_given_up_and_costs_no_later_picture(models: Path, ask: Ask) -> None:
+    editor = Editor.load(Settings(models=models, device="cpu"))
+    before = editor.edit(ask(seed=7))
+    asked = iter([False, False])  # at the begin, and before the first read
+
+    with pytest.raises(Cancelled):
+        editor.change_to(ORIGINAL, lambda: next(asked, True))
+
+    assert next(asked, None) is None
+    assert editor.edit(ask(seed=7)).image == before.image
+
+
 def test_a_change_that_fails_half_way_costs_neither_the_worker_nor_the_next_picture(
     models: Path, tmp_path: Path, ask: Ask
 ) -> None:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -23,3 +25,31 @@ def test_a_value_that_json_does_not_know_is_written_as_text(capsys: pytest.Captu
     log("saved", path=Path("a") / "b")
 
     assert json.loads(capsys.readouterr().out)["path"] == "a/b"
+
+
+UNREAD = """
+import sys
+from qwen_edit import log
+log.MOST_LINES = 100
+log.write_beside()
+for number in range(1_000):
+    log.log("line", number=number, text="x" * 1_000)
+print("went on", file=sys.stderr, flush=True)
+sys.stdin.readline()
+log.flush(60)
+"""
+
+
+def test_a_stdout_that_nobody_reads_stops_no_work_and_what_was_dropped_is_counted() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", UNREAD], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as program:
+        assert program.stderr is not None
+        assert program.stderr.readline() == "went on\n"  # a pipe holds 64 of the 1,000 lines
+        out, _ = program.communicate("\n")
+
+    lines = [json.loads(line) for line in out.splitlines()]
+    written = [line["number"] for line in lines if line["event"] == "line"]
+    dropped = sum(line["lines"] for line in lines if line["event"] == "log lines dropped")
+    assert written == sorted(written)
+    assert dropped > 0
+    assert len(written) + dropped == 1_000

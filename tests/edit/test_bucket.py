@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from qwen_edit.edit.bucket import ATTEMPTS, EXPIRY_S, Bucket, _region
-from qwen_edit.errors import InternalError
+from qwen_edit.errors import Cancelled, InternalError
 from qwen_edit.settings import BucketSettings
 from tests.support.object_store import BUCKET, ObjectStore, download, object_store
 from tests.support.patience import PATIENCE
@@ -35,6 +35,15 @@ def test_what_was_uploaded_is_behind_its_address(store: ObjectStore, name: str) 
 
     assert download(url) == (data, "image/webp")
     assert name in store.names()
+
+
+def test_an_upload_that_is_cancelled_leaves_nothing_in_the_store(store: ObjectStore) -> None:
+    asked = iter([False, True])
+
+    with pytest.raises(Cancelled):
+        Bucket(store.settings).upload("cancelled.png", b"picture" * 100_000, "image/png", lambda: next(asked, True))
+
+    assert "cancelled.png" not in store.names()
 
 
 def test_an_address_is_signed_and_expires(store: ObjectStore) -> None:

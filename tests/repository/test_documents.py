@@ -203,5 +203,5 @@ def events() -> Iterator[tuple[str, list[str]]]:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 match node:
-                    case ast.Call(func=ast.Name(id="log"), args=[ast.Constant(value=str(event)), *_]):
+                    case ast.Call(func=ast.Name(id="log" | "_line"), args=[ast.Constant(value=str(event)), *_]):
                         yield event, sorted(keyword.arg for keyword in node.keywords if keyword.arg)
