@@ -29,15 +29,19 @@ class OccupiedError(BakeError):
 class HubError(BakeError):
     """The hub did not give what was asked.
 
-    `transient` errors are worth another attempt, after `wait` seconds where the hub named a time.
+    `transient` errors are worth another attempt, after `wait` seconds where the hub named a time. Where the hub
+    `is_slow`, what it did bring is no progress.
     """
 
-    def __init__(self, problem: str, remedy: str, *, transient: bool = False, wait: float | None = None) -> None:
+    def __init__(
+        self, problem: str, remedy: str, *, transient: bool = False, wait: float | None = None, is_slow: bool = False
+    ) -> None:
         super().__init__(f"{problem}; {remedy}")
         self.problem = problem
         self.remedy = remedy
         self.transient = transient
         self.wait = wait
+        self.is_slow = is_slow
 
     def after(self, attempts: int) -> "HubError":
         """The same error once all attempts are used up."""

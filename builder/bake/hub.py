@@ -32,7 +32,7 @@ class Patience:
     """How long to bear with the hub: `attempts` in a row that brought nothing, `wait` seconds before the second.
 
     The wait doubles up to `longest`. `timeout` is the longest silence on a connection, in seconds, and `listing` the
-    longest time for a whole listing.
+    longest time for a whole listing. `window` seconds of a file must bring `least` bytes.
     """
 
     attempts: int = 6
@@ -40,6 +40,8 @@ class Patience:
     longest: float = 30.0
     timeout: float = constants.HF_HUB_DOWNLOAD_TIMEOUT
     listing: float = 120.0
+    window: float = 60.0
+    least: int = 60_000
 
     def before(self, attempt: int) -> float:
         """Seconds to wait before attempt number `attempt`, from 2."""
@@ -98,7 +100,12 @@ class Hub:
             self._answer(url, headers) as response,
         ):
             offset = start if response.status_code == 206 else 0
+            begun, before = time.monotonic(), offset
             for chunk in response.iter_raw():
+                if (seconds := time.monotonic() - begun) > self.patience.window:
+                    if offset - before < self.patience.least:
+                        raise _slow(path, offset - before, seconds)
+                    begun, before = time.monotonic(), offset
                 yield offset, chunk
                 offset += len(chunk)
 
@@ -115,7 +122,7 @@ class Hub:
             except HubError as error:
                 if not error.transient:
                     raise
-                attempt = 2 if progressed() else attempt + 1
+                attempt = 2 if progressed() and not error.is_slow else attempt + 1
                 if attempt > self.patience.attempts:
                     raise error.after(self.patience.attempts) from error
                 self._wait(error, attempt, say)
@@ -166,6 +173,11 @@ class Hub:
                 told = {name: value[:200] for name, value in response.headers.items() if name.lower() in _TOLD}
                 hf_raise_for_status(httpx2.Response(response.status_code, headers=told, request=response.request))
             yield response
+
+
+def _slow(path: str, count: int, seconds: float) -> HubError:
+    problem = f"{path}: the hub sent {count} bytes in {seconds:.0f} s"
+    return HubError(problem, f"check the network and {RESUME}", transient=True, is_slow=True)
 
 
 class _WrongListingError(Exception):

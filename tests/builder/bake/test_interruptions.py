@@ -1,9 +1,11 @@
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,18 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
     )
     assert " free; free another " in str(caught.value)
     assert remote.fetched() == []
+
+
+def test_a_hub_that_drips_is_given_up_though_each_attempt_brings_something(
+    folder: Path, hub: Hub, remote: LoopbackHub
+) -> None:
+    remote.fault(VAE, lambda reply: replace(reply, body=reply.body + bytes(1 << 20)), times=NEVER)
+    impatient = replace(hub, patience=replace(hub.patience, window=0.0, least=1 << 40))  # no network brings so much
+
+    outcome = bake(Order(folder, (COMPONENTS["vae"],)), impatient, lambda _: None)
+
+    ((sentence,),) = outcome.failures.values()
+    assert re.search(r"the hub sent \d+ bytes in 0 s, 3 times in a row; check the network", sentence)
 
 
 def test_what_is_there_already_needs_no_disk(folder: Path, hub: Hub, remote: LoopbackHub) -> None:
