@@ -126,7 +126,7 @@ class DeviceSide:
             raise
         finally:
             self._losses.remove(hear)
-        if work.done():
+        if work.done() and not work.cancelled():  # as the thread cancels what it does not begin any more
             return work.result()
         work.add_done_callback(_ignore)
         raise LeftUndone("the device does not answer")

@@ -116,7 +116,8 @@ class Worker:
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     """Nothing is owed yet: end as a process that has no handler does."""
-    log("ended by a signal", signal=signal.Signals(number).name)
+    if multiprocessing.parent_process() is None:  # the heartbeat, which the SDK forks, has this handler too
+        log("ended by a signal", signal=signal.Signals(number).name)
     _leave(128 + number)
 
 

@@ -172,14 +172,19 @@ def test_the_log_names_the_fields_of_a_request_and_not_its_values(
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_device_that_is_lost_costs_at_most_its_own_job_and_ends_the_process(
-    queue: ControlPlane, models: Path, tmp_path: Path, good: Job, concurrency: int
+    queue: ControlPlane, models: Path, tmp_path: Path, good: Job, gate: Gate, concurrency: int
 ) -> None:
+    held = [f"later-{number}" for number in range(concurrency - 1)]
     with lost_worker(queue, models, tmp_path, QWEN_EDIT_CONCURRENCY=str(concurrency)) as worker:
         queue.submit("good", good)
         queue.result("good")
-        queue.submit("dies", {**good, "prompt": "die"})
+        queue.submit("dies", {**good, "prompt": f"gate {gate.port} die"})
+        gate.reached()
         for number in range(6):
             queue.submit(f"later-{number}", good)
+        for job in held:
+            queue.taken(job)
+        gate.open()
         code = worker.process.wait(PATIENCE)
 
     assert code == 1
@@ -187,9 +192,8 @@ def test_a_device_that_is_lost_costs_at_most_its_own_job_and_ends_the_process(
     assert lost.pop("stopPod") is True
     assert lost["error"].startswith("internal: ")
     assert sorted(post.job for post in queue.posts) == ["dies", "good"]
-    assert len(queue.takes) <= 2 + concurrency
-    left = {job for event in worker.events("jobs left") for job in event["jobs"]}
-    assert left == {take.job for take in queue.takes} - {"good", "dies"}
+    assert [take.job for take in queue.takes] == ["good", "dies", *held]
+    assert [job for event in worker.events("jobs left") for job in event["jobs"]] == held
     assert worker.errors() == ""
 
 

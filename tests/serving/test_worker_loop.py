@@ -245,7 +245,7 @@ def test_an_unforeseen_failure_is_told_as_a_sentence_with_the_jobs_id_and_logged
     failed = plane.result("unforeseen")
 
     assert failed == {"error": "internal: the edit failed; the worker's log has the details under job unforeseen"}
-    (event,) = [event for event in worker.events("failed") if event["job"] == "unforeseen"]
+    event = worker.wait_for_event("failed", "unforeseen")
     assert "RuntimeError: a secret of" in event["traceback"]
 
 
@@ -301,6 +301,10 @@ def test_a_result_that_the_platform_could_not_take_is_posted_again(plane: Contro
 
 
 def test_every_line_of_the_log_is_json_without_a_prompt_or_a_picture(worker: LoopWorker, burst: Ends) -> None:
+    for job in burst:
+        worker.wait_for_event("delivered", job)
+    for job in GOOD:
+        worker.wait_for_event("edited", job)  # which is logged beside the reply
     banner, *lines = [line for line in worker.output().splitlines() if not line.startswith('{"time"')]
     events = worker.events()
 

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "text_encoder"
     folder.mkdir()
     save_file({"a": torch.tensor([1.0, 2.0], dtype=torch.bfloat16)}, folder / "part-1.safetensors")
-    save_file({"b": torch.tensor([3], dtype=torch.int64)}, folder / "part-2.safetensors")
+    save_file({"b": torch.tensor([3.0], dtype=torch.float16)}, folder / "part-2.safetensors")
     index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
@@ -393,11 +393,17 @@ def test_the_shards_of_an_index_are_read_together(folder: Path) -> None:
     assert tensors["b"].tolist() == [3]
 
 
-def test_floating_point_tensors_take_the_asked_dtype_and_integers_keep_theirs(folder: Path) -> None:
+def test_tensors_take_the_asked_dtype(folder: Path) -> None:
     tensors = read_folder(folder, CPU, torch.float32)
 
-    assert tensors["a"].dtype == torch.float32
-    assert tensors["b"].dtype == torch.int64
+    assert (tensors["a"].dtype, tensors["b"].dtype) == (torch.float32, torch.float32)
+
+
+def test_integers_are_no_weights(folder: Path) -> None:
+    save_file({"b": torch.tensor([3], dtype=torch.int64)}, folder / "part-2.safetensors")
+
+    with pytest.raises(ModelUnavailable, match="tensor 'b' is int64, expected floating point"):
+        read_folder(folder, CPU, torch.float32)
 
 
 def test_a_file_that_the_index_does_not_name_is_left_alone(folder: Path) -> None:
