@@ -38,15 +38,22 @@ class _Result:
 class Outbox:
     """Delivers results, each in a task of its own."""
 
-    def __init__(self, send: Send, clock: Clock) -> None:
+    def __init__(self, send: Send, clock: Clock, settled: Callable[[], None] = lambda: None) -> None:
+        """Make an empty one.
+
+        Args:
+            settled: called whenever a result was delivered or given up.
+        """
         self._send = send
         self._clock = clock
+        self._settled = settled
         self._results: dict[str, _Result] = {}
 
     def post(self, job_id: str, body: bytes) -> None:
         """Begin to deliver a result."""
         result = _Result(body)
         result.task = asyncio.get_running_loop().create_task(self._deliver(job_id, result))
+        result.task.add_done_callback(lambda _: self._settled())
         self._results[job_id] = result
 
     def post_again(self, job_id: str) -> bool:

@@ -61,10 +61,10 @@ class Queue:
         self._handle = handle
         self._concurrency = concurrency
         self._clock = clock or Clock()
-        self._outbox = Outbox(platform.send, self._clock)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ended = asyncio.Event()
         self._changed = asyncio.Event()
+        self._outbox = Outbox(platform.send, self._clock, self._changed.set)
         self._left: list[str] = []
         self._status = 0
 
@@ -142,11 +142,10 @@ class Queue:
         return bool(taken)
 
     async def _stop(self) -> bool:
-        stopped = await self._platform.stops()
+        stopped = [job_id for job_id in await self._platform.stops() if job_id in self._running]
         for job_id in stopped:
-            if task := self._running.get(job_id):
-                log("stopped", job=job_id)
-                task.cancel()
+            log("stopped", job=job_id)
+            self._running[job_id].cancel()
         return bool(stopped)
 
     def _begin(self, job: object) -> bool:
@@ -157,7 +156,7 @@ class Queue:
         job_id = job["id"]
         if job_id in self._running or self._outbox.post_again(job_id):
             log("job came again", "warning", job=job_id)
-            return True
+            return False  # no news: a platform that repeats itself is asked once a second
         task = asyncio.get_running_loop().create_task(self._run(job_id, job))
         self._running[job_id] = task
         task.add_done_callback(lambda _: self._done(job_id))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from qwen_edit.serving import outbox
 from qwen_edit.serving.queue import Queue
 from tests.support.moved_clock import MovedClock
 
@@ -104,6 +105,49 @@ def test_polls_that_bring_nothing_at_once_are_a_second_apart() -> None:
 
     assert clock.sleeps[:3] == [1, 1, 1]
     assert platform.polls == 5
+
+
+def test_a_job_that_comes_again_and_again_is_asked_for_once_a_second() -> None:
+    begun = asyncio.Event()
+
+    async def handle(_: Mapping[str, Any]) -> dict[str, Any]:
+        await begun.wait()
+        return {}
+
+    async def run() -> tuple[Platform, MovedClock]:
+        again: list[Answer] = [[job("one")] for _ in range(4)]
+        platform, clock = Platform(*again), MovedClock()
+        queue = Queue(platform, handle, 2, clock)
+        running = asyncio.ensure_future(queue.run())
+        await platform.idle.wait()
+        begun.set()
+        queue.stop()
+        await running
+        return platform, clock
+
+    platform, clock = asyncio.run(run())
+    assert clock.sleeps[:3] == [1, 1, 1]
+    assert [post[0] for post in platform.posts] == ["one"]
+
+
+def test_no_job_is_taken_while_too_much_waits_for_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MOST_BYTES", 0)
+    order: list[str] = []
+
+    class Slow(Platform):
+        async def take(self, number: int) -> list[object]:
+            order.append("take")
+            return await super().take(number)
+
+        async def send(self, job_id: str, body: bytes) -> None:
+            for _ in range(10):  # long after its job was done
+                await asyncio.sleep(0)
+            await super().send(job_id, body)
+            order.append(f"{job_id} delivered")
+
+    served(lambda: Slow([job("one")], [job("two")]), concurrency=1)
+
+    assert order == ["take", "one delivered", "take", "two delivered", "take"]
 
 
 @pytest.mark.parametrize("junk", [None, 7, "job", [], {}, {"id": 7, "input": {}}, {"id": "", "input": {}}], ids=str)
