@@ -31,7 +31,8 @@ class RefusedError(Exception):
 @dataclass
 class _Result:
     body: bytes = field(repr=False)
-    task: "asyncio.Task[bool] | None" = None
+    is_owed: bool = True
+    task: "asyncio.Task[None] | None" = None
     delivered_at: float | None = None
 
 
@@ -48,10 +49,13 @@ class Outbox:
         self._clock = clock
         self._settled = settled
         self._results: dict[str, _Result] = {}
+        self._has_lost = False
 
     def post(self, job_id: str, body: bytes) -> None:
         """Begin to deliver a result."""
-        result = _Result(body)
+        self._post(job_id, _Result(body))
+
+    def _post(self, job_id: str, result: _Result) -> None:
         result.task = asyncio.get_running_loop().create_task(self._deliver(job_id, result))
         result.task.add_done_callback(lambda _: self._settled())
         self._results[job_id] = result
@@ -63,7 +67,7 @@ class Outbox:
         if result is None:
             return False
         if result.delivered_at is not None:
-            self.post(job_id, result.body)
+            self._post(job_id, _Result(result.body, is_owed=False))
         return True
 
     @property
@@ -72,24 +76,25 @@ class Outbox:
         return sum(len(result.body) for result in self._results.values() if result.delivered_at is None) > MOST_BYTES
 
     async def finish(self) -> bool:
-        """Wait until each result was delivered or given up. Returns whether all were delivered."""
-        tasks = [result.task for result in self._results.values() if result.task is not None]
-        return all(await asyncio.gather(*tasks))
+        """Wait until each result was delivered or given up. Returns whether all were delivered, from the first on."""
+        await asyncio.gather(*(result.task for result in self._results.values() if result.task is not None))
+        return not self._has_lost
 
-    async def _deliver(self, job_id: str, result: _Result) -> bool:
+    async def _deliver(self, job_id: str, result: _Result) -> None:
         begun, pauses = self._clock.now(), Pauses()
         while True:
             error = await self._attempt(job_id, result.body)
             if error is None:
                 result.delivered_at = self._clock.now()
                 log("delivered", job=job_id, attempts=pauses.failures + 1)
-                return True
+                return
             pause = pauses.next()
             waited = self._clock.now() - begun
             if isinstance(error, RefusedError) or waited + pause > PATIENCE_S:
                 log("not delivered", "error", job=job_id, attempts=pauses.failures, error=_told(error))
+                self._has_lost |= result.is_owed
                 del self._results[job_id]
-                return False
+                return
             if pauses.failures == 1:
                 log("delivery fails", "warning", job=job_id, error=_told(error))
             await self._clock.sleep(pause)

@@ -79,6 +79,28 @@ def test_what_the_platform_will_never_take_is_tried_once(capsys: pytest.CaptureF
     assert "400" in event["error"]
 
 
+@pytest.mark.parametrize(("refused", "is_whole"), [("first", False), ("second", True)])
+def test_a_loss_is_told_at_the_end_however_long_ago_and_a_refused_repetition_is_none(
+    refused: str, is_whole: bool
+) -> None:
+    clock = MovedClock()
+    attempts: list[str] = []
+
+    async def send(job_id: str, _: bytes) -> None:
+        attempts.append(job_id)
+        if refused == ("first" if len(attempts) == 1 else "second"):
+            raise RefusedError("the platform answered 404")
+
+    async def run() -> bool:
+        outbox = Outbox(send, clock)
+        outbox.post("job", b"result")
+        await outbox.finish()
+        outbox.post_again("job")
+        return await outbox.finish()
+
+    assert asyncio.run(run()) is is_whole
+
+
 def test_an_outage_without_end_is_given_up_and_told(capsys: pytest.CaptureFixture[str]) -> None:
     was_delivered, _, clock = delivered(lambda _: ConnectionError("gone"))
 
