@@ -253,19 +253,6 @@ def test_a_save_folder_that_hangs_costs_no_reply(queue: ControlPlane, models: Pa
         assert "output" in queue.result("job-after")
 
 
-def test_polls_that_are_answered_at_once_with_nothing_come_once_a_second(plane: ControlPlane, good: Job) -> None:
-    plane.submit("before-the-empties", good)
-    plane.result("before-the-empties")
-    plane.trouble = always("job-take", "empty")
-    begun = len(plane.asked)
-
-    while len([1 for verb, _ in plane.asked[begun:] if verb.startswith("job-take")]) < 3:
-        time.sleep(0.05)
-
-    times = [at for verb, at in plane.asked[begun:] if verb.startswith("job-take")]
-    assert times[2] - times[1] >= 1.0
-
-
 def _catches_sigterm(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
