@@ -5,7 +5,27 @@
 # code.
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# RELEASE=1 builds only from what cannot change behind its name. In a stage of its own, so that the arguments can be
+# looked at before gigabytes are fetched, and no layer of the image depends on more of them than it uses.
+FROM ${BASE_IMAGE} AS arguments
+ARG RELEASE=0
+ARG BASE_REVISION=main
+ARG CHECKPOINTS_REVISION=main
+ARG NUNCHAKU_SHA256=
+RUN unpinned() { echo "a release needs $1, $4; it is '$2'"; exit 1; }; \
+    pinned() { case "${#2} $2" in *" "*[!0123456789abcdef]*) unpinned "$@" ;; "$3 "*) ;; *) unpinned "$@" ;; esac; }; \
+    case "$RELEASE" in \
+        0) ;; \
+        1) pinned BASE_REVISION "$BASE_REVISION" 40 "a full commit" \
+            && pinned CHECKPOINTS_REVISION "$CHECKPOINTS_REVISION" 40 "a full commit" \
+            && pinned NUNCHAKU_SHA256 "$NUNCHAKU_SHA256" 64 "the sha256 of the engine's wheel" ;; \
+        *) echo "RELEASE is '$RELEASE', expected 0 or 1"; exit 1 ;; \
+    esac \
+    && mkdir /opt/arguments && touch --date=@0 /opt/arguments
+
 FROM ${BASE_IMAGE}
+COPY --from=arguments /opt/arguments/ /opt/arguments/
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -59,13 +79,13 @@ ARG NUNCHAKU_SHA256=
 RUN [ "$PROFILE" = tiny ] || pip install --no-compile --no-deps \
     "nunchaku @ $NUNCHAKU_WHEEL${NUNCHAKU_SHA256:+#sha256=$NUNCHAKU_SHA256}"
 
-# The tiny image takes the build of PyTorch that pip is set up to find. `pip check` refuses a set that does not fit
-# together. Bytecode that is never compared with its source: a start reads one file for each module. Packages carry a
+# The tiny image takes the build of PyTorch that pip is set up to find. A set that does not fit together is refused.
+# Bytecode that is never compared with its source: a start reads one file for each module. Packages carry a
 # few files for newer Pythons, which are named and left as they are.
-COPY requirements/serve.lock requirements/
+COPY requirements/serve.lock requirements/left_out.in requirements/check.py requirements/
 RUN pip install --no-compile --no-deps --require-hashes -r requirements/serve.lock \
     && { [ "$PROFILE" = production ] || pip install --no-compile "torch>=2.10,<2.14"; } \
-    && pip check \
+    && python requirements/check.py \
     && { python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
         || echo "no bytecode for the above"; }
 

@@ -69,6 +69,7 @@ def main() -> None:
         context = Path(folder)
         _call("cp", "--archive", *(str(REPOSITORY / name) for name in CONTEXT), folder)
         _build(context, base, IMAGE)
+        _check_release(context, base)
         _say(f"built after {time.monotonic() - started:.0f} s on {base}, stored with {_driver()}")
         _run_offline()
         layers = _layers(IMAGE)
@@ -139,6 +140,14 @@ def _build(context: Path, base: str, tag: str) -> None:
         volumes = [f"--volume={volume}" for volume in _pip_volumes(Path(folder))]
         flags = ["--isolation", "chroot", "--layers", "--pull-never"]
         _call(*_buildah("bud", *flags, *volumes, *arguments, "--tag", tag, str(context)))
+
+
+def _check_release(context: Path, base: str) -> None:
+    """A release without commits ends at once, in the stage that looks at the arguments."""
+    arguments = ["--build-arg", "RELEASE=1", "--build-arg", f"BASE_IMAGE={base}"]
+    flags = ["--isolation", "chroot", "--pull-never", "--quiet"]
+    if _succeeds(*_buildah("bud", *flags, *arguments, "--target", "arguments", str(context))):
+        sys.exit("image-check: a release was built without a commit")
 
 
 def _pip_volumes(folder: Path) -> Iterator[str]:

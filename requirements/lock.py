@@ -1,6 +1,6 @@
 """Pin every package of the image to a version and the sha256 of its wheel.
 
-make lock              serve.lock and torch.lock, from pyproject.toml and engine.in
+make lock              serve.lock and torch.lock, from pyproject.toml and engine.in, without what left_out.in names
 make lock LOCK=bake    bake.lock, from bake.in; apart, because changing it bakes the weights again
 
 The newest versions that are allowed, for CPython 3.11 on x86-64 Linux with glibc 2.28 or later. Needs `uv` on the path.
@@ -28,12 +28,12 @@ def main(arguments: list[str]) -> None:
     if arguments == ["bake"]:
         _write("bake.lock", _resolve(ROOM / "bake.in"))
         return
-    packages = _resolve(PYPROJECT, ROOM / "engine.in")
+    packages = _resolve(PYPROJECT, ROOM / "engine.in", "--overrides", ROOM / "left_out.in")
     _write("serve.lock", _those(packages, lambda name: not name.startswith(CUDA)))
     _write("torch.lock", _those(packages, lambda name: name.startswith(CUDA)))
 
 
-def _resolve(*sources: Path) -> list[dict[str, Any]]:
+def _resolve(*sources: Path | str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "pylock.toml"
         command = ["uv", "pip", "compile", "--quiet", "--no-config", "--upgrade", "--only-binary", ":all:"]
