@@ -1,5 +1,5 @@
 # PROFILE=production serves the int4 checkpoints on an NVIDIA GPU. PROFILE=tiny has PyTorch for the CPU and small random
-# weights in the same places, so that this file can be built and proven on any x86-64 machine.
+# weights in the same places, so that this file can be built and proven on any x86-64 machine, with DEVICE=cpu.
 #
 # From the bottom up by how seldom a layer changes: the weights, a layer for each file; PyTorch; the other packages; the
 # code.
@@ -82,12 +82,15 @@ RUN [ "$PROFILE" = tiny ] || pip install --no-compile --no-deps \
 # The tiny image takes the build of PyTorch that pip is set up to find. A set that does not fit together is refused.
 # Bytecode that is never compared with its source: a start reads one file for each module. Packages carry a
 # few files for newer Pythons, which are named and left as they are.
-COPY requirements/serve.lock requirements/left_out.in requirements/check.py requirements/
+COPY requirements/serve.lock requirements/overrides.in requirements/check.py requirements/
 RUN pip install --no-compile --no-deps --require-hashes -r requirements/serve.lock \
     && { [ "$PROFILE" = production ] || pip install --no-compile "torch>=2.10,<2.14"; } \
     && python requirements/check.py \
     && { python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
         || echo "no bytecode for the above"; }
+
+# An engine that cannot be imported fails here, and not in a worker. PyTorch's CUDA build imports without a driver.
+RUN [ "$PROFILE" = tiny ] || python -c "import nunchaku.models.transformers.transformer_qwenimage"
 
 COPY builder/made/ builder/made/
 COPY qwen_edit/errors.py qwen_edit/
@@ -101,13 +104,23 @@ COPY qwen_edit/ qwen_edit/
 COPY handler.py verify_models.py test_input.json LICENSE ./
 RUN python -m compileall -q --invalidation-mode unchecked-hash builder qwen_edit handler.py verify_models.py
 
+# On `auto` the image refuses to serve where PyTorch finds no GPU, because NVIDIA_VISIBLE_DEVICES below asks for one.
+ARG DEVICE=auto
+ENV QWEN_EDIT_DEVICE=$DEVICE
+
 # From here on everything is on disk. The SDK's start-up check asks for 10 % of the disk to be free, which an image of
 # this size can fail on a sound machine: serving writes next to nothing.
+#
+# Segments of the GPU's memory that grow and shrink keep gigabytes from being cut into pieces where weights come and go.
+# cuDNN's attention builds a plan for each length of its input unless it is told to round them; nearly every prompt has
+# a length of its own. Both wait for a figure from a GPU.
 ENV HF_HUB_OFFLINE=1 \
     TRANSFORMERS_OFFLINE=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \
     RUNPOD_LOG_LEVEL=INFO \
     RUNPOD_MIN_DISK_PERCENT=1 \
+    PYTORCH_ALLOC_CONF=expandable_segments:True \
+    TORCH_CUDNN_SDPA_AVOID_RECOMPILE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER worker

@@ -135,7 +135,8 @@ def _debian_mirror() -> str:
 
 
 def _build(context: Path, base: str, tag: str) -> None:
-    arguments = ["--build-arg", "PROFILE=tiny", "--build-arg", f"BASE_IMAGE={base}"]
+    values = ("PROFILE=tiny", "DEVICE=cpu", f"BASE_IMAGE={base}")
+    arguments = [word for value in values for word in ("--build-arg", value)]
     with tempfile.TemporaryDirectory() as folder:
         volumes = [f"--volume={volume}" for volume in _pip_volumes(Path(folder))]
         flags = ["--isolation", "chroot", "--layers", "--pull-never"]

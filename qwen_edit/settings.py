@@ -29,7 +29,8 @@ class BucketSettings:
 class Settings:
     """How this process serves. `docs/operations.md` says what each variable means.
 
-    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable.
+    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable. `gpu_sign` is
+    what the environment says of a GPU that this process is meant to have; None where it says nothing.
     """
 
     models: Path = MODELS
@@ -46,6 +47,7 @@ class Settings:
     max_payload_mb: int | None = None
     bucket: BucketSettings | None = None
     on_platform: bool = False
+    gpu_sign: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -61,6 +63,7 @@ class Settings:
             if (text := environ.get(variable, "").strip())
         }
         values["bucket"] = _bucket(environ)
+        values["gpu_sign"] = _gpu_sign(environ)
         return cls(**values, on_platform=bool(environ.get("RUNPOD_WEBHOOK_GET_JOB")))  # type: ignore[arg-type]
 
 
@@ -94,6 +97,18 @@ def _folder(name: str, text: str) -> Path:
     return path
 
 
+def _gpu_sign(environ: Mapping[str, str]) -> str | None:
+    """The variable by which a container's runtime, or RunPod, says that there is a GPU.
+
+    Not `RUNPOD_POD_ID`, which workers on a CPU have as well.
+    """
+    shown = environ.get("NVIDIA_VISIBLE_DEVICES", "").strip()
+    if shown.lower() not in _NO_DEVICES:
+        return f"NVIDIA_VISIBLE_DEVICES is {shown[:60]!r}"
+    count = environ.get("RUNPOD_GPU_COUNT", "").strip()
+    return f"RUNPOD_GPU_COUNT is {count[:60]!r}" if count.isdecimal() and count.strip("0") else None
+
+
 def _bucket(environ: Mapping[str, str]) -> BucketSettings | None:
     values = {variable: environ.get(variable, "").strip() for variable in _BUCKET_VARIABLES}
     missing = [variable for variable, text in values.items() if not text]
@@ -122,6 +137,9 @@ _BUCKET_VARIABLES = {
     "BUCKET_NAME": ("name", r"[\w.-]{1,255}", "a bucket's name of letters, digits, dots, hyphens and underscores"),
 }
 """Variable → field, pattern, and what is expected. All but the last are also those of RunPod's SDK."""
+
+_NO_DEVICES = ("", "void", "none")
+"""Values of `NVIDIA_VISIBLE_DEVICES` with which NVIDIA's container runtime hands out no GPU."""
 
 _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "MODEL_CACHE_DIR": ("models", _folder),

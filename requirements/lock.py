@@ -1,6 +1,6 @@
 """Pin every package of the image to a version and the sha256 of its wheel.
 
-make lock              serve.lock and torch.lock, from pyproject.toml and engine.in, without what left_out.in names
+make lock              serve.lock and torch.lock, from pyproject.toml and engine.in, with the overrides of overrides.in
 make lock LOCK=bake    bake.lock, from bake.in; apart, because changing it bakes the weights again
 
 The newest versions that are allowed, for CPython 3.11 on x86-64 Linux with glibc 2.28 or later. Needs `uv` on the path.
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     if arguments == ["bake"]:
         _write("bake.lock", _resolve(ROOM / "bake.in"))
         return
-    packages = _resolve(PYPROJECT, ROOM / "engine.in", "--overrides", ROOM / "left_out.in")
+    packages = _resolve(PYPROJECT, ROOM / "engine.in", "--overrides", ROOM / "overrides.in")
     _write("serve.lock", _those(packages, lambda name: not name.startswith(CUDA)))
     _write("torch.lock", _those(packages, lambda name: name.startswith(CUDA)))
 

@@ -24,6 +24,7 @@ def test_an_empty_environment_has_the_defaults() -> None:
         max_payload_mb=None,
         bucket=None,
         on_platform=False,
+        gpu_sign=None,
     )
 
 
@@ -62,7 +63,9 @@ def test_a_variable_sets_its_field_alone(name: str, text: str, field: str, value
 
 
 def test_every_field_has_a_variable_here() -> None:
-    assert {field for _, _, field, _ in GOOD} | {"bucket", "on_platform"} == set(Settings.__dataclass_fields__)
+    assert {field for _, _, field, _ in GOOD} | {"bucket", "on_platform", "gpu_sign"} == set(
+        Settings.__dataclass_fields__
+    )
 
 
 def test_the_platform_is_known_by_its_own_variable() -> None:

@@ -3,8 +3,8 @@
 No diffusers and no transformers at the top: reading and expanding begin before they are imported.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -74,10 +74,20 @@ class Loader:
         files = {**dict.fromkeys(base.text_encoder, waiting), **dict.fromkeys(base.vae, self.setup.device)}
         return self._incoming(checkpoint, files, cancelled)
 
-    def importing(self, *, lean: bool, compiled: bool) -> AbstractContextManager[None]:
-        """Imports diffusers and transformers, and what they are built in."""
+    @contextmanager
+    def importing(self, *, lean: bool, compiled: bool) -> Iterator[None]:
+        """Import diffusers and transformers, what they are built in, and the engine where it is to run.
+
+        Raises:
+            ModelUnavailable: the engine cannot be used.
+        """
         is_known = self._form.is_dense  # what the engine imports is not known here
-        return lean_imports("qwen_edit.loading.assembly", enabled=lean and is_known, compiled=compiled)
+        with lean_imports("qwen_edit.loading.assembly", enabled=lean and is_known, compiled=compiled):
+            if not self._form.is_dense:  # beside the reading, which an engine that is broken need not wait for
+                from qwen_edit.model.transformer.nunchaku_engine import engine_class
+
+                engine_class()
+            yield
 
     def assemble(self, incoming: IncomingModel, checkpoint: Checkpoint, *, compiled: bool) -> "EditPipeline":
         """Build the pipeline around what comes.

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from qwen_edit.errors import ModelUnavailable, OutOfMemory
 from qwen_edit.machine.backend import Card
@@ -17,14 +19,28 @@ from qwen_edit.machine.setup import Choice, choose_setup
 from qwen_edit.settings import Settings
 from qwen_edit.svdq.checkpoint import CheckpointInfo
 
+DRIVER = Path("/dev/nvidiactl")
+"""NVIDIA's driver on Linux: it is there in each container that was given a GPU."""
+
+KERNELS = {
+    SDPBackend.CUDNN_ATTENTION: "cudnn",
+    SDPBackend.EFFICIENT_ATTENTION: "memory-efficient",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.MATH: "math",
+}
+
 
 @dataclass(frozen=True)
 class MachineSetup:
-    """Where and how the model runs on this machine. On the CPU there is no way to choose for the memory."""
+    """Where and how the model runs on this machine. On the CPU there is no way to choose for the memory.
+
+    `attention` is the kernel that PyTorch takes for the transformer's, for the log.
+    """
 
     device: torch.device
     choice: Choice
     memory: MemoryWay | None
+    attention: str | None = None
 
     @property
     def offload(self) -> OffloadName:
@@ -44,6 +60,7 @@ class MachineSetup:
             "reason": self.choice.reason,
             "offload": self.offload,
             "tiling": self.tiling,
+            **({"attention": self.attention} if self.attention else {}),
             **{name: round(size / 1e9, 1) for name, size in peaks.items()},
         }
 
@@ -70,7 +87,8 @@ def set_up(settings: Settings, text_encoder: int, vae: int, checkpoint: Checkpoi
         checkpoint=checkpoint,
         itemsize=choose_dtype(device).itemsize,
     )
-    return MachineSetup(device, *choose_setup(settings, card, find_engine(), sizes, available_bytes()))
+    choice, memory = choose_setup(settings, card, find_engine(), sizes, available_bytes())
+    return MachineSetup(device, choice, memory, attention_kernel(device))
 
 
 def read_card(device: torch.device) -> Card:
@@ -89,12 +107,37 @@ def find_device(settings: Settings) -> torch.device:
     """The device that the settings ask for; left open, a GPU if there is one.
 
     Raises:
-        ModelUnavailable: a GPU is asked for, and there is none.
+        ModelUnavailable: a GPU is asked for or evidently meant, and there is none that PyTorch can use.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if settings.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if settings.device == "cuda":
         raise ModelUnavailable("QWEN_EDIT_DEVICE is cuda, but PyTorch finds no CUDA device")
-    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_cuda else "cpu")
+    if sign := settings.gpu_sign or _driver_sign():
+        raise ModelUnavailable(
+            f"a GPU is meant to serve here, because {sign}, but PyTorch finds no CUDA device; "
+            "mend its driver, or set QWEN_EDIT_DEVICE=cpu to serve on the CPU"
+        )
+    return torch.device("cpu")
+
+
+def _driver_sign() -> str | None:
+    return f"{DRIVER} exists" if DRIVER.exists() else None
+
+
+def attention_kernel(device: torch.device) -> str | None:
+    """What PyTorch takes for a tensor like the transformer's, as `cudnn 9.19.0` or `flash`; None where it cannot be
+    asked.
+    """
+    try:
+        heads = torch.empty(1, 24, 256, 128, dtype=choose_dtype(device), device=device)
+        name = KERNELS.get(SDPBackend(torch._fused_sdp_choice(heads, heads, heads)))
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return None
+    version = torch.backends.cudnn.version() if name == "cudnn" else None  # type: ignore[no-untyped-call]
+    return name if version is None else f"{name} {version // 10000}.{version // 100 % 100}.{version % 100}"
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:

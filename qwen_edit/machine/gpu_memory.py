@@ -29,8 +29,10 @@ TILED_BYTES = 300_000_000
 """What the stages of an edit of 1024 × 1024 pixels take beside the weights, as `python -m bench.gpu.activations`
 computes it and rounded up: the text encoder, the VAE's encoding, a step, the VAE's decoding, and the VAE in tiles."""
 
-HEADROOM_BYTES = 1_000_000_000
-"""For what is not computed: workspaces of the kernels, the allocator's gaps, the temporaries of an expansion."""
+HEADROOM_BYTES = 1_500_000_000
+"""For what is not computed: the code of cuBLAS, cuDNN and the attention, which CUDA loads when it is first used, 0.3 to
+0.7 GB together; their workspaces, of which a convolution of 1024 × 1024 × 96 values takes 0.2 to 0.8 GB; the
+allocator's gaps; the temporaries of an expansion. By their sources and sizes, not measured."""
 
 BLOCKS_ON_DEVICE = 3
 """With `blocks`: the first one stays, and two are a buffer, one of them filled while the other is computed."""

@@ -1,15 +1,14 @@
 """Modules that wait in the host's memory and are on the device only while it is their turn."""
 
-import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from qwen_edit.log import log
+from qwen_edit.weights.pinned import pin
 
 LARGE_BYTES = 32 << 20
 FULL = 0.9
@@ -119,7 +118,7 @@ class Parked:
 
     def _house(self, memory: Tensor, tensors: list[Tensor], places: Iterable["_Place"]) -> None:
         if self._device.type == "cuda":
-            _pin(memory)
+            pin(memory)
         self._homes.append(_Home(memory, tensors, list(places)))
 
 
@@ -194,20 +193,6 @@ def _side_by_side(tensors: Iterable[Tensor]) -> tuple[int, list[_Place]]:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.nbytes
-
-
-def _pin(memory: Tensor) -> None:
-    """Let the GPU read memory of the host by itself, as it lies: PyTorch's own pinned memory comes in powers of two."""
-    if not memory.nbytes:
-        return
-    cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    pointer = memory.data_ptr()
-    if error := int(cudart.cudaHostRegister(pointer, memory.nbytes, 0)):
-        log("memory not pinned", "warning", bytes=memory.nbytes, error=error)  # copies from it are slower, and right
-        with suppress(RuntimeError):  # CUDA keeps the error for whoever launches a kernel next
-            torch.ones(1, device="cuda")
-        return
-    weakref.finalize(memory, cudart.cudaHostUnregister, pointer).atexit = False
 
 
 @contextmanager

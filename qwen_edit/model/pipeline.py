@@ -15,6 +15,7 @@ from qwen_edit.edit.receipt import Made
 from qwen_edit.edit.stopwatch import Stopwatch
 from qwen_edit.machine.backend import BackendName
 from qwen_edit.machine.device import device_name, wait_for
+from qwen_edit.model.attention import attention_of_encoders
 from qwen_edit.model.content_cache import ContentCache, Key
 from qwen_edit.model.offload import DeviceTurns
 from qwen_edit.model.prompt import PromptEncoder
@@ -111,7 +112,8 @@ class EditPipeline:
 
         def compute() -> tuple[Tensor]:
             self._bring(self.prompts.text_encoder)
-            return (self.prompts.states(prompt, shown),)
+            with attention_of_encoders(self.device):
+                return (self.prompts.states(prompt, shown),)
 
         (states,) = self.contents.get(("prompt", *key, prompt), compute)
         return states

@@ -58,6 +58,9 @@ class Worker:
         os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
         if self.settings.on_platform:
             write_beside()
+        # The SDK starts its heartbeat in a process when the model is loaded. A fork would copy all memory that is
+        # pinned, and give the child a CUDA that it cannot use. The SDK's import makes locks for the method set by then.
+        multiprocessing.set_start_method("spawn", force=True)
         # The SDK takes the signals as it starts, and the checks are the first to run after that.
         checks = [self._end_at_signals, *fitness.checks(self.settings), self.editor_is_ready]
         try:
@@ -116,8 +119,7 @@ class Worker:
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     """Nothing is owed yet: end as a process that has no handler does."""
-    if multiprocessing.parent_process() is None:  # the heartbeat, which the SDK forks, has this handler too
-        log("ended by a signal", signal=signal.Signals(number).name)
+    log("ended by a signal", signal=signal.Signals(number).name)
     _leave(128 + number)
 
 

@@ -1,6 +1,5 @@
 """Files in the CPU's memory without a copy: mapped, and read through the map before anybody touches it."""
 
-import ctypes
 import errno
 import mmap
 import os
@@ -10,13 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from qwen_edit.weights.advice import Advice, advise
 from qwen_edit.weights.header import TensorEntry
 from qwen_edit.weights.placement import Placement, Read, in_place
-
-_MADV_POPULATE_READ = 22
-"""Linux 5.14 and later: read the pages of a map, and where touching one would raise SIGBUS give an error instead."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mapped:
@@ -60,9 +55,7 @@ class Mapped:
 
 def _populate(address: int, size: int) -> None:
     """Bring the pages of a map into memory, from a page's address on, without the GIL."""
-    if _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_POPULATE_READ):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    advise(address, size, Advice.POPULATE_READ)
 
 
 def _can_populate() -> bool:

@@ -57,6 +57,7 @@ def test_the_cpu_runs_the_dense_backend_whatever_its_memory(models: Path) -> Non
         "reason": "dense: there is no GPU, which Nunchaku's kernels need",
         "offload": "none",
         "tiling": False,
+        "attention": "flash",
     }
 
 
@@ -66,13 +67,57 @@ def test_the_log_says_what_is_expected_of_the_memory() -> None:
     fields = MachineSetup(torch.device("cuda"), *chosen).log_fields()
 
     assert fields["reason"] == "dense: the GPU H200 (compute capability 9.0) has no int4 tensor cores"
-    assert (fields["load_gb"], fields["edit_gb"], fields["host_gb"]) == (49.3, 52.6, 0)
+    assert (fields["load_gb"], fields["edit_gb"], fields["host_gb"]) == (49.8, 53.1, 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_a_gpu_that_is_asked_for_and_not_there_is_said(models: Path) -> None:
     with pytest.raises(ModelUnavailable, match="QWEN_EDIT_DEVICE is cuda, but PyTorch finds no CUDA device"):
         read(Settings(device="cuda"), models)
+
+
+def chosen(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, driver: bool) -> str:
+    """The device, or the sentence, where PyTorch finds no GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "nvidiactl")
+    if driver:
+        (tmp_path / "nvidiactl").touch()
+    try:
+        return device.find_device(Settings.from_environ(environ)).type
+    except ModelUnavailable as error:
+        return error.sentence
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "RUNPOD_GPU_COUNT"])
+@pytest.mark.parametrize("value", ["", " ", "void", "none", "VOID", "0"])
+@pytest.mark.parametrize("other", [{}, {"RUNPOD_POD_ID": "a1b2"}, {"CUDA_VISIBLE_DEVICES": "0"}])
+def test_a_host_without_a_gpu_serves_on_its_cpu(
+    name: str, value: str, other: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environ = {} if (name, value) == ("NVIDIA_VISIBLE_DEVICES", "0") else {name: value}  # which is the first GPU
+    assert chosen({**environ, **other}, monkeypatch, tmp_path, driver=False) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("environ", "driver", "because"),
+    [
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, False, "NVIDIA_VISIBLE_DEVICES is 'all'"),
+        ({"NVIDIA_VISIBLE_DEVICES": "0"}, False, "NVIDIA_VISIBLE_DEVICES is '0'"),
+        ({"NVIDIA_VISIBLE_DEVICES": "GPU-8a3c"}, True, "NVIDIA_VISIBLE_DEVICES is 'GPU-8a3c'"),
+        ({"RUNPOD_GPU_COUNT": "1"}, False, "RUNPOD_GPU_COUNT is '1'"),
+        ({"RUNPOD_GPU_COUNT": "10", "NVIDIA_VISIBLE_DEVICES": "void"}, False, "RUNPOD_GPU_COUNT is '10'"),
+        ({}, True, "{driver} exists"),
+        ({"NVIDIA_VISIBLE_DEVICES": "none", "RUNPOD_GPU_COUNT": "0"}, True, "{driver} exists"),
+    ],
+)
+def test_a_gpu_that_is_meant_and_cannot_be_used_is_said_and_the_cpu_does_not_stand_in(
+    environ: dict[str, str], driver: bool, because: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert chosen(environ, monkeypatch, tmp_path, driver=driver) == (
+        f"a GPU is meant to serve here, because {because.format(driver=device.DRIVER)}, but PyTorch finds no CUDA "
+        "device; mend its driver, or set QWEN_EDIT_DEVICE=cpu to serve on the CPU"
+    )
+    assert chosen({**environ, "QWEN_EDIT_DEVICE": "cpu"}, monkeypatch, tmp_path, driver=driver) == "cpu"
 
 
 @pytest.mark.gpu

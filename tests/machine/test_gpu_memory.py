@@ -98,7 +98,7 @@ def test_only_the_tensors_that_are_wanted_are_weighed(models: Path) -> None:
 def test_the_larger_of_the_two_is_what_is_counted_where_they_take_turns() -> None:
     way = memory_way(published_sizes("nunchaku"), "model", tiling=False)
 
-    assert way.edit / GB == pytest.approx((TEXT_ENCODER + VAE) / GB + 2.1 + 1.0, abs=0.01)
+    assert way.edit / GB == pytest.approx((TEXT_ENCODER + VAE) / GB + 2.1 + 1.5, abs=0.01)
     assert way.load < 2 * GB
     assert way.host == TEXT_ENCODER + PACKED
 

@@ -111,6 +111,11 @@ ROWS = (
         (SDK_FILE,),
         "A heartbeat that goes on in a thread names no jobs.",
     ),
+    ForeignName(
+        "torch._fused_sdp_choice",
+        ("qwen_edit/machine/device.py",),
+        "Nothing fails: the log does not say which attention runs.",
+    ),
     ForeignName("torch._dynamo", (TORCH_FILE, COMPILE_FILE), ORDINARY),
     ForeignName("torch._dynamo._trace_wrapped_higher_order_op", (TORCH_FILE,), ORDINARY),
     ForeignName("torch._dynamo.allow_in_graph", (TORCH_FILE,), NO_MARK),
@@ -125,7 +130,7 @@ ROWS = (
     ),
     ForeignName(
         "torch.cuda.cudart",
-        ("qwen_edit/model/offload.py",),
+        ("qwen_edit/weights/pinned.py",),
         "With offload the start fails: weights that wait in the host's memory cannot be pinned.",
     ),
     ForeignName("torch.distributed.is_available", (TORCH_FILE,), ORDINARY),

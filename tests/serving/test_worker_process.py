@@ -18,8 +18,7 @@ from tests.support.places import ROOT
 from tests.support.programs import hub_of
 
 NOTING_THREADS = """
-import multiprocessing, os, threading
-multiprocessing.set_start_method({method!r})
+import os, threading
 start = threading.Thread.start
 def noted(thread):
     with open({path!r}, "a") as file:
@@ -40,23 +39,33 @@ def good(photo_base64: str) -> dict[str, Any]:
     return {"image": photo_base64, "prompt": "make it snow", "width": 256, "height": 256, "seed": 5}
 
 
+def children_of(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def command_of(process: int) -> str:
+    return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+
+
 def ended(worker: LoopWorker) -> int:
     return worker.process.wait(PATIENCE)
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_the_heartbeats_process_does_not_load_the_model(
-    plane: ControlPlane, models: Path, tmp_path: Path, method: str
+def test_the_heartbeats_process_is_no_fork_and_does_not_load_the_model(
+    plane: ControlPlane, models: Path, tmp_path: Path
 ) -> None:
-    # Under these that child runs handler.py again, under another name, before its first heartbeat. A load would have
-    # begun by then, on a thread of its own.
+    # That child runs handler.py again, under another name, before its first heartbeat. A load would have begun by
+    # then, on a thread of its own.
     threads = tmp_path / "threads"
-    (tmp_path / "sitecustomize.py").write_text(NOTING_THREADS.format(method=method, path=str(threads)))
+    (tmp_path / "sitecustomize.py").write_text(NOTING_THREADS.format(path=str(threads)))
 
     with running(plane, models, tmp_path / "worker", PYTHONPATH=f"{tmp_path}:{ROOT}") as worker:
         plane.pinged()
+        commands = [command_of(child) for child in children_of(worker.process.pid)]
         code = worker.terminate()
 
+    assert any("multiprocessing.spawn import spawn_main" in command for command in commands)
+    assert not any("handler.py" in command for command in commands)  # a fork has its parent's command
     loading = [line.split()[0] for line in threads.read_text().splitlines() if " device" in line]
     assert loading == [str(worker.process.pid)]
     assert code == 0

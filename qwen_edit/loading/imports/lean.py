@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import get_ident
 
+from qwen_edit.loading.imports.absent import without_packages
 from qwen_edit.loading.imports.forget import forget
 from qwen_edit.loading.imports.packages import lean_packages
 from qwen_edit.loading.imports.stand_in import Report
@@ -61,6 +62,7 @@ def _import_lean(module: str, patches: ExitStack, report: Report, *, compiled: b
     """Import a module inside the patches. Returns what went wrong, after which all is as before."""
     before = set(sys.modules)
     try:
+        patches.enter_context(_undone(without_packages(), report))
         patches.enter_context(_undone(lean_packages(report), report))
         if not compiled:
             patches.enter_context(_undone(lean_torch(report), report))

@@ -16,10 +16,8 @@ from qwen_edit.loading.imports.stand_in import Report, StandIn, import_instead, 
 EAGER = ("diffusers.models.autoencoders", "diffusers.models.transformers")
 """Packages of diffusers 0.42 that import all 119 modules in them; an edit uses two."""
 
-FAMILIES = ("auto", "bloom", "qwen2", "qwen2_vl", "qwen2_5_vl")
-"""The folders below transformers' `models` that serving imports from, of some 500. Bloom is there for PEFT, which asks
-for one name of it: diffusers imports PEFT where it is installed, as in the image, because the engine needs it.
-"""
+FAMILIES = ("auto", "qwen2", "qwen2_vl", "qwen2_5_vl")
+"""The folders below transformers' `models` that serving imports from, of some 500."""
 
 TABLES = "transformers.utils.import_utils"
 """Where transformers 5 makes the tables of its names, for which it reads all of its 2,500 files, three times over."""

@@ -43,7 +43,7 @@ def test_a_start_with_the_packages_as_they_are_says_nothing(name: str, starts: d
 def test_an_edit_reads_no_model_but_its_own(starts: dict[str, Start]) -> None:
     autoencoders = [name for name in starts["lean"]["modules"] if "diffusers.models.autoencoders.autoencoder_" in name]
 
-    assert starts["lean"]["families"] == ["auto", "bloom", "encoder_decoder", "qwen2", "qwen2_5_vl", "qwen2_vl"]
+    assert starts["lean"]["families"] == ["auto", "encoder_decoder", "qwen2", "qwen2_5_vl", "qwen2_vl"]
     assert autoencoders == [AUTOENCODER]
 
 

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
-from requirements.check import LEFT_OUT, unmet
+from requirements.check import OVERRIDES, counts, overrides, unmet
 from tests.repository.test_lock import pins
 from tests.support.control_plane import ControlPlane
 from tests.support.loop_worker import running
@@ -24,13 +24,17 @@ PINNED = pins("serve.lock", "torch.lock")
 FAKE = ("-m", "tests.support.fake_device")
 
 
-def overrides() -> list[Requirement]:
-    lines = LEFT_OUT.read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+INSTEAD = overrides(OVERRIDES.read_text())
+
+ENGINE_ASKS_FOR = ("accelerate", "diffusers", "einops", "peft", "protobuf", "sentencepiece", "torchvision")
+"""Requirements of nunchaku 1.2.1, which is not installed here: its `pyproject.toml`."""
+
+TORCH_ASKS_FOR = ("nvidia-cudnn-cu12",)
+"""Of torch 2.10's build for CUDA: the metadata of its wheel."""
 
 
 def left_out() -> set[NormalizedName]:
-    return {canonicalize_name(need.name) for need in overrides() if need.marker and not need.marker.evaluate()}
+    return {name for name, need in INSTEAD.items() if not counts(need)}
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +94,11 @@ def test_what_is_left_out_is_in_no_lock() -> None:
     assert left_out() & set(PINNED) == set()
 
 
-@pytest.mark.parametrize("name", sorted(canonicalize_name(need.name) for need in overrides()))
+@pytest.mark.parametrize("name", sorted(INSTEAD))
 def test_what_takes_the_place_of_a_requirement_is_still_asked_for(name: str) -> None:
-    asking = ("diffusers", "runpod", "transformers")
-    asked = [Requirement(line) for package in asking for line in requires(package) or []]
-    assert name in {canonicalize_name(need.name) for need in asked if not need.marker or need.marker.evaluate()}
+    lines = [line for package in ("diffusers", "runpod", "transformers") for line in requires(package) or []]
+    asked = {canonicalize_name(need.name) for need in map(Requirement, lines) if counts(need)}
+    assert name in asked | {*ENGINE_ASKS_FOR, *TORCH_ASKS_FOR}
 
 
 def metadata(folder: Path, name: str, version: str, *needs: str) -> Distribution:
@@ -106,20 +110,29 @@ def metadata(folder: Path, name: str, version: str, *needs: str) -> Distribution
     return Distribution.at(place)
 
 
-def test_a_requirement_that_is_missing_or_too_old_is_told_unless_it_is_left_out(tmp_path: Path) -> None:
-    packages = [
-        metadata(tmp_path, "asks", "1.0", "gone", "old>=2", "Left.Out", "extra ; extra == 'more'", "fits[any]<3"),
-        metadata(tmp_path, "old", "1.5"),
-        metadata(tmp_path, "fits", "2.0rc1"),
-    ]
-    assert list(unmet(packages, {canonicalize_name("left-out")})) == [
-        "asks 1.0 requires gone, which is not installed",
-        "asks 1.0 requires old>=2, and 1.5 is installed",
-    ]
+@pytest.mark.parametrize(
+    ("instead", "said"),
+    [
+        ("", ["requires needed>=2, and 1.5 is installed"]),
+        ("needed>=1", []),
+        ("needed>=1.6", ["requires needed>=1.6, and 1.5 is installed"]),
+        ('needed>=1 ; python_version < "3"', []),
+        ('needed>=3 ; python_version < "3"', ['requires needed>=3; python_version < "3", and 1.5 is installed']),
+        ("# needed>=1", ["requires needed>=2, and 1.5 is installed"]),
+    ],
+)
+def test_an_override_takes_the_place_of_a_requirement(tmp_path: Path, instead: str, said: list[str]) -> None:
+    packages = [metadata(tmp_path, "asks", "1.0", "needed>=2"), metadata(tmp_path, "needed", "1.5")]
+    assert list(unmet(packages, overrides(instead))) == [f"asks 1.0 {sentence}" for sentence in said]
 
 
-def test_what_is_left_out_must_fit_where_it_is_there(tmp_path: Path) -> None:
-    packages = [metadata(tmp_path, "asks", "1.0", "left-out>=2"), metadata(tmp_path, "left_out", "1.0")]
-    assert list(unmet(packages, {canonicalize_name("left-out")})) == [
-        "asks 1.0 requires left-out>=2, and 1.0 is installed"
-    ]
+@pytest.mark.parametrize("instead", ["", "needed>=1"])
+def test_a_requirement_that_is_missing_is_told(tmp_path: Path, instead: str) -> None:
+    asked = ("needed>=1", "extra ; extra == 'more'", "fits[any]<3")
+    packages = [metadata(tmp_path, "asks", "1.0", *asked), metadata(tmp_path, "fits", "2.0rc1")]
+    assert list(unmet(packages, overrides(instead))) == ["asks 1.0 requires needed>=1, which is not installed"]
+
+
+def test_what_is_left_out_may_be_missing(tmp_path: Path) -> None:
+    packages = [metadata(tmp_path, "asks", "1.0", "Left.Out>=1")]
+    assert list(unmet(packages, overrides('left_out ; python_version < "3"'))) == []
