@@ -17,7 +17,7 @@ from qwen_edit.loading.processor import load_processor
 from qwen_edit.loading.tokenizer import load_tokenizer
 from qwen_edit.machine.backend import BackendName
 from qwen_edit.machine.device import out_of_memory
-from qwen_edit.model.offload import DeviceTurns
+from qwen_edit.model.offload.turns import DeviceTurns
 from qwen_edit.model.pipeline import EditPipeline
 from qwen_edit.model.prompt import IMAGE_TOKEN, PromptEncoder
 from qwen_edit.model.text_encoder import load_text_encoder

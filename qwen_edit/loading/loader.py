@@ -101,10 +101,11 @@ class Loader:
             Cancelled: the flag that `begin` was given was set.
         """
         from qwen_edit.loading.assembly import load_base
-        from qwen_edit.model.offload import DeviceTurns
+        from qwen_edit.model.offload.turns import DeviceTurns, Stays
 
         self._compiled = compiled
-        turns = DeviceTurns(self.setup.device) if self._is_offloaded else None
+        stays = Stays(*self.setup.stays)
+        turns = DeviceTurns(self.setup.device, stays, whole=compiled) if self._is_offloaded else None
         pipeline = load_base(
             self._models / BASE_FOLDER,
             incoming.weights_of,

@@ -34,13 +34,15 @@ KERNELS = {
 class MachineSetup:
     """Where and how the model runs on this machine. On the CPU there is no way to choose for the memory.
 
-    `attention` is the kernel that PyTorch takes for the transformer's, for the log.
+    `attention` is the kernel that PyTorch takes for the transformer's, for the log. `stays` are the bytes of the text
+    encoder and of the transformer that may stay on the device in the other's turn.
     """
 
     device: torch.device
     choice: Choice
     memory: MemoryWay | None
     attention: str | None = None
+    stays: tuple[int, int] = (0, 0)
 
     @property
     def offload(self) -> OffloadName:
@@ -62,6 +64,7 @@ class MachineSetup:
             "tiling": self.tiling,
             **({"attention": self.attention} if self.attention else {}),
             **{name: round(size / 1e9, 1) for name, size in peaks.items()},
+            **({"stays_gb": [round(size / 1e9, 1) for size in self.stays]} if any(self.stays) else {}),
         }
 
 
@@ -88,7 +91,8 @@ def set_up(settings: Settings, text_encoder: int, vae: int, checkpoint: Checkpoi
         itemsize=choose_dtype(device).itemsize,
     )
     choice, memory = choose_setup(settings, card, find_engine(), sizes, available_bytes())
-    return MachineSetup(device, choice, memory, attention_kernel(device))
+    stays = memory.stays(card.free) if memory and card else (0, 0)
+    return MachineSetup(device, choice, memory, attention_kernel(device), stays)
 
 
 def read_card(device: torch.device) -> Card:

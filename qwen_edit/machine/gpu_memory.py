@@ -65,19 +65,36 @@ class ModelSizes:
 class MemoryWay:
     """A way to run the model, and the peaks that it leads to, in bytes.
 
-    `tiling` is whether the VAE works in tiles. `host` is what waits in the host's memory, pinned.
+    `tiling` is whether the VAE works in tiles. `host` is what waits in the host's memory, pinned. An edit has a turn of
+    the text encoder's, `encode`, and one of the transformer's, `denoise`.
     """
 
     backend: BackendName
     offload: OffloadName
     tiling: bool
     load: int
-    edit: int
+    encode: int
+    denoise: int
     host: int
+
+    @property
+    def edit(self) -> int:
+        return max(self.encode, self.denoise)
 
     @property
     def peak(self) -> int:
         return max(self.load, self.edit)
+
+    def stays(self, free: int) -> tuple[int, int]:
+        """Bytes of the text encoder and of the transformer that fit a card beside the other's turn.
+
+        Args:
+            free: bytes that the card had free before anything was loaded.
+        """
+        if self.offload == "none":
+            return 0, 0
+        in_turns = self.offload == "model"  # with `blocks` the engine sees to the transformer
+        return max(0, free - max(self.denoise, self.load)), max(0, free - self.encode) if in_turns else 0
 
 
 def weight_bytes(files: Iterable[Path], wanted: Callable[[str], bool] = lambda _name: True) -> int:
@@ -127,12 +144,14 @@ def sizes_of(
 def memory_way(sizes: ModelSizes, offload: OffloadName, *, tiling: bool) -> MemoryWay:
     """The peaks that an offload leads to, with the VAE in tiles or not."""
     beside = sizes.vae + HEADROOM_BYTES
+    encode, denoise = _turns(sizes, offload, tiling=tiling)
     return MemoryWay(
         backend=sizes.backend,
         offload=offload,
         tiling=tiling,
         load=_load(sizes, offload) + beside,
-        edit=_edit(sizes, offload, tiling=tiling) + beside,
+        encode=encode + beside,
+        denoise=denoise + beside,
         host=_host(sizes, offload),
     )
 
@@ -150,15 +169,16 @@ def _load(sizes: ModelSizes, offload: OffloadName) -> int:
     return text_encoder + {"none": sizes.transformer, "model": 0, "blocks": sizes.resident}[offload]
 
 
-def _edit(sizes: ModelSizes, offload: OffloadName, *, tiling: bool) -> int:
-    """Beside the VAE: the largest of the prompt, the picture's encoding, a step and the decoding."""
+def _turns(sizes: ModelSizes, offload: OffloadName, *, tiling: bool) -> tuple[int, int]:
+    """Beside the VAE: the larger of the prompt and the picture's encoding, and of a step and the decoding."""
     encode, decode = (TILED_BYTES, TILED_BYTES) if tiling else (ENCODE_BYTES, DECODE_BYTES)
     if offload == "none":
-        return sizes.text_encoder + sizes.transformer + max(PROMPT_BYTES, encode, DENOISE_BYTES, decode)
+        both = sizes.text_encoder + sizes.transformer
+        return both + max(PROMPT_BYTES, encode), both + max(DENOISE_BYTES, decode)
     transformer = sizes.resident if offload == "blocks" else sizes.transformer
     staying = sizes.resident if offload == "blocks" else 0
     # The text encoder stays for the picture's encoding, which comes between the two turns.
-    return max(staying + sizes.text_encoder + max(PROMPT_BYTES, encode), transformer + max(DENOISE_BYTES, decode))
+    return staying + sizes.text_encoder + max(PROMPT_BYTES, encode), transformer + max(DENOISE_BYTES, decode)
 
 
 def _transformer(backend: BackendName, checkpoint: CheckpointInfo, itemsize: int) -> int:

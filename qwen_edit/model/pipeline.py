@@ -17,7 +17,7 @@ from qwen_edit.machine.backend import BackendName
 from qwen_edit.machine.device import device_name, wait_for
 from qwen_edit.model.attention import attention_of_encoders
 from qwen_edit.model.content_cache import ContentCache, Key
-from qwen_edit.model.offload import DeviceTurns
+from qwen_edit.model.offload.turns import DeviceTurns
 from qwen_edit.model.prompt import PromptEncoder
 from qwen_edit.model.transformer.modulation import Modulations
 
@@ -67,7 +67,7 @@ class EditPipeline:
         if tiling:
             vae.enable_tiling()
         if turns is not None:
-            turns.add(prompts.text_encoder)
+            turns.add(prompts.text_encoder, turns.stays.text_encoder)
 
     def use(
         self,
@@ -90,7 +90,7 @@ class EditPipeline:
         self.backend = backend
         self.use_schedule(scheduler)
         if in_turns and self._turns is not None:
-            self._turns.add(transformer)
+            self._turns.add(transformer, self._turns.stays.transformer)
 
     def use_schedule(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
         """Take another schedule for the transformer that is there."""
@@ -141,7 +141,8 @@ class EditPipeline:
         if self.modulations is None:
             yield _nothing
             return
-        with self.modulations.looked_up(self.transformer, self.scheduler.timesteps, dtype) as set_step:
+        timesteps = self.scheduler.timesteps
+        with self.modulations.looked_up(self.transformer, timesteps, dtype, self._has_arrived) as set_step:
             yield set_step
 
     def describe(self) -> Made:
@@ -167,6 +168,8 @@ class EditPipeline:
         self.contents.clear()
         if self.modulations is not None:
             self.modulations.forget()
+        if self._turns is not None:
+            self._turns.keep_nothing()
         _free()
         self.vae.enable_tiling()
         try:
@@ -186,6 +189,10 @@ class EditPipeline:
     def _bring(self, module: torch.nn.Module) -> None:
         if self._turns is not None:
             self._turns.bring(module)
+
+    def _has_arrived(self) -> None:
+        if self._turns is not None:
+            self._turns.arrive(self.transformer)
 
 
 def _nothing(_step: int) -> None:

@@ -65,7 +65,7 @@ def small(photo: Image.Image) -> Image.Image:
 
 
 def loaded(models: Path, backend: BackendName = "dense") -> tuple[Loader, EditPipeline]:
-    way = MemoryWay(backend, "none", tiling=False, load=0, edit=0, host=0)
+    way = MemoryWay(backend, "none", tiling=False, load=0, encode=0, denoise=0, host=0)
     loader = Loader(models, MachineSetup(CUDA, Choice(backend, ""), way))
     with loader.begin(base_weights(models), LIGHTNING, lambda: False) as incoming:
         return loader, loader.assemble(incoming, LIGHTNING, compiled=False)

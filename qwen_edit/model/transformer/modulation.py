@@ -107,7 +107,11 @@ class Modulations:
 
     @contextmanager
     def looked_up(
-        self, transformer: "Transformer", timesteps: Tensor, dtype: torch.dtype
+        self,
+        transformer: "Transformer",
+        timesteps: Tensor,
+        dtype: torch.dtype,
+        arrived: Callable[[], None] = lambda: None,
     ) -> Iterator[Callable[[int], None]]:
         """Let the layers look up their outputs for a schedule; outside of the block they compute them.
 
@@ -117,12 +121,13 @@ class Modulations:
             transformer: whose `time_text_embed` embeds the timesteps.
             timesteps: the schedule, 0 … 1000, as the scheduler holds it.
             dtype: of the latents.
+            arrived: called before the layers' weights are read, which a block that is not called does not see to.
 
         Yields:
             What sets the index of the step whose outputs the layers give.
         """
         if self._latest is None or self._latest[0] is not timesteps:
-            self._latest = (timesteps, self._table(transformer, timesteps, dtype))
+            self._latest = (timesteps, self._table(transformer, timesteps, dtype, arrived))
         table = self._latest[1]
         try:
             yield lambda step: self._set(table[step])
@@ -146,10 +151,13 @@ class Modulations:
             for layer in layers.values():
                 layer.current = None
 
-    def _table(self, transformer: "Transformer", timesteps: Tensor, dtype: torch.dtype) -> list[list[Tensor]]:
+    def _table(
+        self, transformer: "Transformer", timesteps: Tensor, dtype: torch.dtype, arrived: Callable[[], None]
+    ) -> list[list[Tensor]]:
         """For each step the outputs of every layer, in the order of the blocks."""
         key = (dtype, timesteps.device, *timesteps.tolist())
         if key not in self._tables:
+            arrived()
             self._tables[key] = self._compute(transformer, timesteps, dtype)
         self._tables.move_to_end(key)
         while len(self._tables) > SCHEDULES:

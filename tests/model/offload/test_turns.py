@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 from qwen_edit import Editor
 from qwen_edit.edit.plan import Plan
-from qwen_edit.model import offload
-from qwen_edit.model.offload import DeviceTurns, Parked
+from qwen_edit.model.offload import homes
+from qwen_edit.model.offload.lane import AtOnce, Lane
+from qwen_edit.model.offload.parked import Parked
+from qwen_edit.model.offload.turns import DeviceTurns, Stays
 from qwen_edit.model.pipeline import EditPipeline
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import LIGHTNING
 from tests.support.edits import render
+from tests.support.late_lane import LateLane
 
 CPU = torch.device("cpu")
 
@@ -50,7 +53,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(params=[1, 4000, 10**9], ids=["all in place", "some gathered", "all gathered"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setattr(offload, "LARGE_BYTES", request.param)
+    monkeypatch.setattr(homes, "LARGE_BYTES", request.param)
     return Model()
 
 
@@ -91,7 +94,7 @@ def test_what_was_on_the_device_is_let_go(model: Model) -> None:
 
 
 def test_a_large_storage_is_not_copied_in_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offload, "LARGE_BYTES", 8_000)
+    monkeypatch.setattr(homes, "LARGE_BYTES", 8_000)
     model = Model()
     pointer = model.first.untyped_storage().data_ptr()
 
@@ -104,7 +107,7 @@ def test_a_large_storage_is_not_copied_in_the_host(monkeypatch: pytest.MonkeyPat
 def test_of_a_file_that_is_mapped_only_what_the_module_has_comes_to_the_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(offload, "LARGE_BYTES", 1)
+    monkeypatch.setattr(homes, "LARGE_BYTES", 1)
     model, mapped = Model(), torch.randn(100_000)
     model.first = parameter(mapped[1000:2000].view(20, 50))
     model.second = parameter(mapped[70_000:71_000].view(10, 100).t())
@@ -118,7 +121,7 @@ def test_of_a_file_that_is_mapped_only_what_the_module_has_comes_to_the_device(
 
 
 def test_what_is_gathered_is_not_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offload, "HOME_BYTES", 5_000)
+    monkeypatch.setattr(homes, "HOME_BYTES", 5_000)
     model = Model()
     before = contents(model)
 
@@ -157,15 +160,15 @@ def test_memory_that_does_not_suffice_leaves_it_out(model: Model, monkeypatch: p
     before = contents(model)
     parked = Parked(model, CPU)
 
-    view, left = offload._Place.view, iter(range(2))
+    view, left = homes.Place.view, iter(range(2))
 
-    def give_out(place: offload._Place, home: Tensor) -> Tensor:
+    def give_out(place: homes.Place, home: Tensor) -> Tensor:
         if next(left, None) is None:
             raise torch.OutOfMemoryError("no")
         return view(place, home)
 
     with monkeypatch.context() as patch:
-        patch.setattr(offload._Place, "view", give_out)
+        patch.setattr(homes.Place, "view", give_out)
         with pytest.raises(torch.OutOfMemoryError):
             parked.bring()
     assert not parked.is_here
@@ -200,12 +203,15 @@ def test_a_module_computes_in_its_turn_what_it_computed_before() -> None:
         assert [is_here(one) for one in models] == [one is model for one in models]
 
 
+@pytest.mark.parametrize("lane", [AtOnce(), LateLane()], ids=["at once", "late"])
+@pytest.mark.parametrize("stays", [Stays(), Stays(10_000_000, 1_000_000)], ids=["nothing stays", "some stays"])
 def test_an_edit_is_the_same_where_the_text_encoder_and_the_transformer_take_turns(
-    models: Path, photo: Image.Image
+    lane: Lane, stays: Stays, models: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(homes, "HOME_BYTES", 300_000)
     plan = Plan(LIGHTNING, 1, true_cfg_scale=1.0, negative_prompt=None, seed=4, width=256, height=256, num_images=1)
     whole = Editor.load(Settings(models=models, device="cpu")).pipeline
-    in_turns = assembled(models, DeviceTurns(CPU))
+    in_turns = assembled(models, DeviceTurns(CPU, stays, lane=lane))
 
     picture = render(whole, photo, plan).tobytes()
     again = []
@@ -214,7 +220,8 @@ def test_an_edit_is_the_same_where_the_text_encoder_and_the_transformer_take_tur
         again.append(render(in_turns, photo, plan).tobytes())
 
     assert again == [picture, picture]
-    assert not any(parameter.numel() for parameter in in_turns.prompts.text_encoder.parameters())
+    stayed = sum(parameter.nbytes for parameter in in_turns.prompts.text_encoder.parameters())
+    assert (0 < stayed <= stays.text_encoder) if stays.text_encoder else not stayed
 
 
 def assembled(models: Path, turns: DeviceTurns) -> EditPipeline:
