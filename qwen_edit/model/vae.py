@@ -41,7 +41,11 @@ def load_vae(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKLQwenIm
     for module in vae.modules():
         if type(module) is QwenImageCausalConv3d:
             module.__class__ = FrameConvolution
-    return assign_tensors(vae, tensors, "vae")
+    assign_tensors(vae, tensors, "vae")
+    for module in vae.modules():
+        if isinstance(module, FrameConvolution):
+            module.lay_out()
+    return vae
 
 
 def read_fields(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -82,6 +86,11 @@ class FrameConvolution(QwenImageCausalConv3d):  # type: ignore[misc]
     of the work. In three dimensions PyTorch computes bfloat16 without cuDNN where that is 9.8 to 9.14, by way of
     gigabytes of columns (pytorch/pytorch issue 166643).
     """
+
+    def lay_out(self) -> None:
+        """Put the kernel's last step in time into one piece, or each call would copy it. The numbers stay."""
+        by_time = self.weight.data.permute(2, 0, 1, 3, 4).contiguous()
+        self.weight.data = by_time.permute(1, 2, 0, 3, 4)
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """Convolve frames, [batch, channels, frames, height, width], behind those in `cache_x` or behind zeros."""

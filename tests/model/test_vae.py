@@ -33,11 +33,12 @@ def test_the_vae_is_the_one_that_diffusers_loads(models: Path, vae: AutoencoderK
 
 
 class Convolutions(TorchFunctionMode):
-    """Notes which are asked for."""
+    """Notes which are asked for, and whether each is given its kernel in one piece."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self.in_one_piece: set[bool] = set()
 
     def __torch_function__(
         self,
@@ -48,6 +49,7 @@ class Convolutions(TorchFunctionMode):
     ) -> object:
         if (name := getattr(function, "__name__", "")).startswith("conv"):
             self.names.add(name)
+            self.in_one_piece.add(args[1].is_contiguous())
         return function(*args, **(kwargs or {}))
 
 
@@ -64,6 +66,7 @@ def test_a_picture_is_encoded_and_decoded_in_two_dimensions_as_diffusers_does_it
             torch.testing.assert_close(vae.decode(latents).sample, expected, rtol=1e-4, atol=1e-5)
 
     assert convolutions.names == {"conv2d"}
+    assert convolutions.in_one_piece == {True}
 
 
 def test_several_frames_are_still_convolved_in_time(models: Path, vae: AutoencoderKLQwenImage) -> None:
