@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from qwen_edit.serving.outbox import KEPT_BYTES
 from tests.support.control_plane import ControlPlane
 from tests.support.loop_worker import LoopWorker, running
 
@@ -26,7 +27,7 @@ EARLY = 20
 """The jobs of the first burst, after which memory is measured for the first time. The rest are the second."""
 
 GROWTH = 0.05
-"""Memory may grow by this share from then to the end."""
+"""Memory may grow by this share from then to the end, beside the results that the outbox keeps for a while."""
 
 ENDS: dict[Kind, str | None] = {
     "good": r"picture",
@@ -56,7 +57,7 @@ def soak(models: Path, good: dict[str, Any], device: str, jobs: int) -> None:
     assert not any(plane.refused(job) for job in kinds), "a post was refused"
     assert code == 0, f"the worker ended with {code}"
     if jobs > EARLY:
-        assert memory[1] <= memory[0] * (1 + GROWTH), f"memory grew from {memory[0]} to {memory[1]} bytes"
+        assert memory[1] <= memory[0] * (1 + GROWTH) + KEPT_BYTES, f"memory grew from {memory[0]} to {memory[1]} bytes"
 
 
 def _run(plane: ControlPlane, worker: LoopWorker, kinds: dict[str, Kind], good: dict[str, Any]) -> tuple[int, int]:
