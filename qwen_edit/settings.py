@@ -38,6 +38,7 @@ class Settings:
     backend: Backend = "auto"
     offload: Offload = "auto"
     compiled: bool = False
+    fused_qkv: bool = False
     lean_imports: bool = True
     allow_download: bool = False
     allow_urls: bool = False
@@ -147,6 +148,7 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "QWEN_EDIT_BACKEND": ("backend", lambda name, text: _choice(name, text, get_args(Backend))),
     "QWEN_EDIT_OFFLOAD": ("offload", lambda name, text: _choice(name, text, get_args(Offload))),
     "QWEN_EDIT_COMPILE": ("compiled", _switch),
+    "QWEN_EDIT_FUSED_QKV": ("fused_qkv", _switch),
     "QWEN_EDIT_LEAN_IMPORTS": ("lean_imports", _switch),
     "QWEN_EDIT_ALLOW_DOWNLOAD": ("allow_download", _switch),
     "QWEN_EDIT_ALLOW_URLS": ("allow_urls", _switch),

@@ -4,10 +4,11 @@
 
 Writes a random model of the published sizes (30 GB) where DIR has none, then measures each way of running it in a
 process of its own and prints every figure as soon as it is known, and at the end the tables for `bench/RESULTS.md`.
-A run is a backend, with `+compile` for compiled blocks and another attention than PyTorch chooses: `+cudnn` for cuDNN's
-in the transformer, `+flash` for none of cuDNN's at all. What a machine cannot run is named and left out. The tokenizer
-makes a token of each byte, so that the text is some 200 tokens longer than with the published words. `--tiny` tries the
-whole of it with a tiny model on whatever there is.
+A run is a backend, with `+compile` for compiled blocks, `+fused` for the engine's fused product of queries, keys and
+values, and another attention than PyTorch chooses: `+cudnn` for cuDNN's in the transformer, `+flash` for none of
+cuDNN's at all. What a machine cannot run is named and left out. The tokenizer makes a token of each byte, so that the
+text is some 200 tokens longer than with the published words. `--tiny` tries the whole of it with a tiny model on
+whatever there is.
 """
 
 import argparse

@@ -84,12 +84,18 @@ def main() -> None:
 
 
 def measure_ours(work: Work, backend: Backend, changes: list[str], *, load_only: bool) -> Edit:
-    """Load with the editor and edit; `changes` are `compile`, `cudnn` and `flash`."""
+    """Load with the editor and edit; `changes` are `compile`, `fused`, `cudnn` and `flash`."""
     if "compile" in changes:
         import_module("torch._dynamo")  # ahead of diffusers, which marks its functions for the compiler
     if "flash" in changes:
         torch.backends.cuda.enable_cudnn_sdp(False)  # for the text encoder as well
-    settings = Settings(models=work.models, device=work.device, backend=backend, compiled="compile" in changes)
+    settings = Settings(
+        models=work.models,
+        device=work.device,
+        backend=backend,
+        compiled="compile" in changes,
+        fused_qkv="fused" in changes,
+    )
     editor = Editor.load(settings)
     if editor.start is None:
         raise RuntimeError("a fresh editor has no figures of its start")

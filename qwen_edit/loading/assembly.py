@@ -102,18 +102,19 @@ def load_scheduler(base: Path, checkpoint: Checkpoint) -> FlowMatchEulerDiscrete
 
 
 def build_transformer(
-    backend: BackendName, expanded: Expanded, *, compiled: bool = False
+    backend: BackendName, expanded: Expanded, *, compiled: bool = False, fused_qkv: bool = False
 ) -> QwenImageTransformer2DModel:
     """The transformer of a backend around what was expanded for it.
 
     Args:
-        compiled: whether its blocks are compiled, which the first edit waits for.
+        compiled: whether its blocks are compiled, which the first edit waits for; of a dense backend.
+        fused_qkv: whether the engine's fused product is used; of the nunchaku backend.
 
     Raises:
         ModelUnavailable: the tensors are not those of the checkpoint's configuration, or the engine is not there.
     """
     if backend == "nunchaku":
-        return load_nunchaku(expanded.info, expanded.tensors, expanded.dtype)
+        return load_nunchaku(expanded.info, expanded.tensors, expanded.dtype, fused_qkv=fused_qkv)
     transformer = build_dense(expanded, fp8=backend == "dense-fp8")
     if compiled:
         compile_blocks(transformer)

@@ -41,7 +41,7 @@ class Loader:
         self._form = FORMATS[setup.choice.backend]
         self._dtype = choose_dtype(setup.device)
         self._present: CheckpointInfo | None = None
-        self._compiled = False
+        self._compiled = self._fused_qkv = False
         self.checkpoint: Checkpoint | None = None
         """The one that is loaded; None after a change that failed."""
 
@@ -89,12 +89,15 @@ class Loader:
                 engine_class()
             yield
 
-    def assemble(self, incoming: IncomingModel, checkpoint: Checkpoint, *, compiled: bool) -> "EditPipeline":
+    def assemble(
+        self, incoming: IncomingModel, checkpoint: Checkpoint, *, compiled: bool, fused_qkv: bool = False
+    ) -> "EditPipeline":
         """Build the pipeline around what comes.
 
         Args:
             incoming: from `begin`.
             compiled: whether the transformer's blocks are compiled, which the first edit waits for.
+            fused_qkv: whether the nunchaku backend uses the engine's fused product.
 
         Raises:
             ModelUnavailable: a part is missing or damaged.
@@ -103,7 +106,7 @@ class Loader:
         from qwen_edit.loading.assembly import load_base
         from qwen_edit.model.offload.turns import DeviceTurns, Stays
 
-        self._compiled = compiled
+        self._compiled, self._fused_qkv = compiled, fused_qkv
         stays = Stays(*self.setup.stays)
         turns = DeviceTurns(self.setup.device, stays, whole=compiled) if self._is_offloaded else None
         pipeline = load_base(
@@ -165,7 +168,7 @@ class Loader:
 
         backend = self.setup.choice.backend
         scheduler = load_scheduler(self._models / BASE_FOLDER, checkpoint)
-        transformer = build_transformer(backend, expanded, compiled=self._compiled)
+        transformer = build_transformer(backend, expanded, compiled=self._compiled, fused_qkv=self._fused_qkv)
         expanded.tensors.clear()  # they are the transformer's now, to let go of
         if self.setup.offload == "blocks":
             offload_blocks(transformer)

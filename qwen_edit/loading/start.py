@@ -51,7 +51,7 @@ def load(
 
             imported = time.perf_counter()
             _go_on(is_cancelled)
-            pipeline = loader.assemble(incoming, checkpoint, compiled=settings.compiled)
+            pipeline = loader.assemble(incoming, checkpoint, compiled=settings.compiled, fused_qkv=settings.fused_qkv)
     return loader, pipeline, _timings(started, imported, incoming)
 
 

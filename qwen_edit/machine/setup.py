@@ -67,7 +67,7 @@ def choose_setup(
     allowed = [way for way in rows if _is_allowed(way.backend, settings.backend, card, engine)]
     taken = next((way for way in allowed if _is_wanted(way, settings, card) and way.peak <= card.free), None)
     backend = taken.backend if taken else allowed[-1].backend  # the last of them needs the least
-    _require_dense_to_compile(settings, backend)
+    _require_backend_of_switches(settings, backend)
     if taken is None:
         raise ModelUnavailable(_why_none_fits(settings, card, engine, backend, rows, host))
     own = [way for way in rows if way.backend == backend]
@@ -90,11 +90,16 @@ def _require_runnable(asked: Backend, card: Card | None, engine: Engine) -> None
             raise ModelUnavailable(f"QWEN_EDIT_BACKEND is {asked}, but {fault}; {remedy}")
 
 
-def _require_dense_to_compile(settings: Settings, backend: BackendName) -> None:
+def _require_backend_of_switches(settings: Settings, backend: BackendName) -> None:
     if settings.compiled and backend == "nunchaku":
         raise ModelUnavailable(
             "QWEN_EDIT_COMPILE is 1, but the nunchaku backend runs, whose blocks are the engine's and not compiled; "
             "leave it out or set QWEN_EDIT_BACKEND=dense"
+        )
+    if settings.fused_qkv and backend != "nunchaku":
+        raise ModelUnavailable(
+            f"QWEN_EDIT_FUSED_QKV is 1, but the {backend} backend runs, which does without the engine's kernels; "
+            "leave it out or set QWEN_EDIT_BACKEND=nunchaku"
         )
 
 
@@ -129,6 +134,7 @@ def _on_cpu(settings: Settings, sizes: Sizes, host: int | None) -> tuple[Choice,
             "leave it out or set none"
         )
     choice = _as_asked(settings.backend) or Choice("dense", f"dense: {no_int4(None)}")
+    _require_backend_of_switches(settings, choice.backend)
     need = sizes(choice.backend).weights
     require_enough(need, host, "the weights on the CPU", "take a host with more memory, or a GPU")
     return choice, None

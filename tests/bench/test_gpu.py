@@ -66,7 +66,7 @@ def test_the_random_weights_keep_every_activation_in_range(random_models: Path) 
 
 
 def test_the_whole_benchmark_runs_with_a_tiny_model(random_models: Path, tmp_path: Path) -> None:
-    lines = benchmark(random_models, "--profile", str(tmp_path), "--runs", "dense+flash,nunchaku,stock")
+    lines = benchmark(random_models, "--profile", str(tmp_path), "--runs", "dense+flash,nunchaku,dense+fused,stock")
 
     rows = [line for line in lines if line.startswith(("| dense+flash |", "| stock |", "| dense+flash, cold |"))]
     ours, stock = "| dense+flash", "| stock"
@@ -74,6 +74,7 @@ def test_the_whole_benchmark_runs_with_a_tiny_model(random_models: Path, tmp_pat
     assert all(float(cell) > 0 for cell in rows[3].strip("| ").split(" | ")[1:])
     if not torch.cuda.is_available():
         assert any(line.startswith("nunchaku: ") and "nunchaku" in line[10:] for line in lines)
+    assert any(line.startswith("dense+fused: ") and "QWEN_EDIT_FUSED_QKV is 1, but" in line for line in lines)
     assert "scaled_dot_product" in (tmp_path / "dense-flash.txt").read_text()
 
 

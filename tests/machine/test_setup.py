@@ -388,6 +388,28 @@ def test_to_compile_the_engines_blocks_is_refused(asked: dict[str, Any], name: s
     assert choose_setup(Settings(compiled=True, backend="dense"), gpu, ENGINE, published_sizes)[0].backend == "dense"
 
 
+@pytest.mark.parametrize(
+    ("asked", "device", "engine", "runs"),
+    [
+        ({}, H200, ENGINE, "dense"),
+        ({"backend": "dense"}, L40S, ENGINE, "dense"),
+        ({"backend": "dense-fp8"}, H200, ENGINE, "dense-fp8"),
+        ({}, None, ABSENT, "dense"),
+    ],
+)
+def test_the_engines_fused_product_is_refused_to_other_backends(
+    asked: dict[str, Any], device: Card | None, engine: Engine, runs: str
+) -> None:
+    with pytest.raises(ModelUnavailable) as refused:
+        choose_setup(Settings(fused_qkv=True, **asked), device, engine, published_sizes)
+
+    assert refused.value.sentence == (
+        f"QWEN_EDIT_FUSED_QKV is 1, but the {runs} backend runs, which does without the engine's kernels; "
+        "leave it out or set QWEN_EDIT_BACKEND=nunchaku"
+    )
+    assert choose_setup(Settings(fused_qkv=True), L40S, ENGINE, published_sizes)[0].backend == "nunchaku"
+
+
 def test_a_card_that_would_run_dense_by_turns_is_told_so_where_the_engine_is_missing() -> None:
     l40s = card("L40S", (8, 9), 47.1)
     with pytest.raises(ModelUnavailable, match=r"it fits only with QWEN_EDIT_OFFLOAD=model, but nunchaku is not"):

@@ -32,7 +32,7 @@ from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.svdq.fp8 import quantize_rows
 from qwen_edit.weights import sinks
 from qwen_edit.weights.reader import Weights
-from tests.model.transformer.test_nunchaku import STAND_IN, forget_engine
+from tests.support.engine import STAND_IN, forget_engine
 from tests.support.simulated_cuda import CUDA, Link, OnDevice, SimulatedCuda, simulated_cuda
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the device is simulated within PyTorch for Linux")
@@ -64,11 +64,11 @@ def small(photo: Image.Image) -> Image.Image:
     return photo.resize((SIDE, SIDE))
 
 
-def loaded(models: Path, backend: BackendName = "dense") -> tuple[Loader, EditPipeline]:
+def loaded(models: Path, backend: BackendName = "dense", *, fused_qkv: bool = False) -> tuple[Loader, EditPipeline]:
     way = MemoryWay(backend, "none", tiling=False, load=0, encode=0, denoise=0, host=0)
     loader = Loader(models, MachineSetup(CUDA, Choice(backend, ""), way))
     with loader.begin(base_weights(models), LIGHTNING, lambda: False) as incoming:
-        return loader, loader.assemble(incoming, LIGHTNING, compiled=False)
+        return loader, loader.assemble(incoming, LIGHTNING, compiled=False, fused_qkv=fused_qkv)
 
 
 def render(
@@ -111,11 +111,13 @@ def test_what_the_host_waits_for_is_noticed(cuda: SimulatedCuda, waits: int, wor
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("backend", ["dense", "dense-fp8", "nunchaku"])
+@pytest.mark.parametrize(
+    ("backend", "fused_qkv"), [("dense", False), ("dense-fp8", False), ("nunchaku", False), ("nunchaku", True)]
+)
 def test_no_step_of_an_edit_waits_for_the_device(
-    cuda: SimulatedCuda, models: Path, small: Image.Image, backend: BackendName
+    cuda: SimulatedCuda, models: Path, small: Image.Image, backend: BackendName, fused_qkv: bool
 ) -> None:
-    _, pipeline = loaded(models, backend)
+    _, pipeline = loaded(models, backend, fused_qkv=fused_qkv)
     first, waits = render(pipeline, small), []
 
     again = render(pipeline, small, on_step=lambda _: waits.append(list(cuda.waits)))

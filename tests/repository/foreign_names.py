@@ -31,6 +31,7 @@ class ForeignName(NamedTuple):
 PACKAGES_FILE = "qwen_edit/loading/imports/packages.py"
 TORCH_FILE = "qwen_edit/loading/imports/torch_parts.py"
 ENGINE_FILE = "qwen_edit/model/transformer/nunchaku_engine.py"
+FUSED_FILE = "qwen_edit/model/transformer/fused_attention.py"
 COMPILE_FILE = "qwen_edit/model/transformer/compile.py"
 SDK_FILE = "qwen_edit/serving/runpod_sdk.py"
 WINDOWS_FILE = "qwen_edit/model/vision_windows.py"
@@ -47,6 +48,7 @@ FIRST_EDIT = "The first edit fails, and where a file of `training` uses it, so d
 NO_VAE = "The VAE cannot be loaded: the start fails."
 NO_WINDOWS = "The text encoder cannot be loaded: the start fails."
 NO_ENGINE = "The nunchaku backend is refused with a sentence; the dense backends run."
+NO_FUSED = "`QWEN_EDIT_FUSED_QKV=1` is refused with a sentence; without it the nunchaku backend runs."
 NO_COMPILER = "`QWEN_EDIT_COMPILE=1` fails in the first edit; everything else runs."
 NO_DEMO = "The demo model cannot be trained anew."
 SDK_LOOP = "The SDK's own loop takes the jobs, without progress; the log says `queue of the SDK`."
@@ -94,6 +96,8 @@ ROWS = (
         (ENGINE_FILE, "qwen_edit/model/transformer/nunchaku.py"),
         NO_ENGINE,
     ),
+    ForeignName(f"{ENGINE_MODULE}.NunchakuQwenAttention.processor", (FUSED_FILE,), NO_FUSED),
+    ForeignName("nunchaku.ops.fused.fused_qkv_norm_rottary", (ENGINE_FILE,), NO_FUSED),
     ForeignName(
         f"{ENGINE_MODULE}.torch",
         (ENGINE_FILE,),

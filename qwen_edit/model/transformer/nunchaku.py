@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.model.blank import WithoutMemory, assign_tensors
-from qwen_edit.model.transformer.nunchaku_engine import engine_class
+from qwen_edit.model.transformer.fused_attention import fuse_attention
+from qwen_edit.model.transformer.nunchaku_engine import engine_class, fused_product
 from qwen_edit.model.transformer.rotary import RotaryTable
 from qwen_edit.svdq.checkpoint import CheckpointInfo
 
@@ -18,7 +19,7 @@ UNKNOWN_TO_ENGINE = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope",
 
 
 def load_nunchaku(
-    info: CheckpointInfo, tensors: Mapping[str, Tensor], dtype: torch.dtype
+    info: CheckpointInfo, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, fused_qkv: bool = False
 ) -> QwenImageTransformer2DModel:
     """Build the engine's transformer around what `engine_block` made of a checkpoint.
 
@@ -26,6 +27,7 @@ def load_nunchaku(
         info: the checkpoint's header, which has passed `read_header`.
         tensors: its state dict, on the device where they will be computed with, or on the CPU for `offload_blocks`.
         dtype: of what is not quantized; the kernels want bfloat16, the file's own.
+        fused_qkv: whether norm and rotation of queries and keys are done by the kernel of their product.
 
     Raises:
         ModelUnavailable: the engine is not there or another, or the file is of a model that it does not know.
@@ -45,7 +47,10 @@ def load_nunchaku(
         transformer._patch_model(precision="int4", rank=info.rank)
     # The engine puts its W4A16 layers on the CPU, whatever is said here: like all else they are replaced now.
     assign_tensors(transformer, tensors, info.file)
-    transformer.pos_embed = RotaryTable(info.config["axes_dims_rope"])
+    if fused_qkv:
+        fuse_attention(transformer, fused_product(), info)
+    else:
+        transformer.pos_embed = RotaryTable(info.config["axes_dims_rope"])
     transformer.register_forward_pre_hook(_add_text_lengths, with_kwargs=True)
     return transformer
 

@@ -8,13 +8,18 @@
 | `.forward(..., txt_seq_lens=[n] * batch)` | which diffusers' pipeline no longer passes |
 | `.pos_embed(img_shapes, txt_seq_lens, device=device)` | what forward calls for the rotary table |
 | `.set_offload(True, num_blocks_on_gpu=1)` | the blocks wait in the host's memory |
+| `nunchaku.ops.fused` | with `QWEN_EDIT_FUSED_QKV=1` alone, as all below |
+| `fused_qkv_norm_rottary(x, proj, norm_q, norm_k, rotary_emb, output=...)` | the product of `fused_attention.py` |
+| `NunchakuQwenAttention.processor` | what attends; it is replaced |
 
 Not used: `from_pretrained`, which reads serially and ignores the file's config, and `patch_scale_key`, which completes
 the scales of fp4 files and has nothing to do for an int4 file that is whole.
 """
 
 import inspect
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
@@ -24,9 +29,13 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.machine.engine import HOW_TO_INSTALL, find_engine
+from qwen_edit.model.transformer.fused_attention import FusedProduct
 
 MODULE = "nunchaku.models.transformers.transformer_qwenimage"
 MODEL = "NunchakuQwenImageTransformer2DModel"
+OPERATIONS = "nunchaku.ops.fused"
+PRODUCT = "fused_qkv_norm_rottary"
+ARGUMENTS = ("x", "proj", "norm_q", "norm_k", "rotary_emb", "output")
 
 
 def engine_class() -> type[Any]:
@@ -42,7 +51,8 @@ def engine_class() -> type[Any]:
     if engine.fault:
         raise ModelUnavailable(f"{engine.fault}; {HOW_TO_INSTALL}")
     try:
-        module = import_module(MODULE)
+        with _root_logger_as_it_is():
+            module = import_module(MODULE)
     except (ImportError, OSError) as error:
         of = f" of {error.name}" if isinstance(error, ImportError) and error.name else ""
         raise ModelUnavailable(
@@ -54,6 +64,36 @@ def engine_class() -> type[Any]:
         )
     module.torch = _Quiet(torch)  # type: ignore[attr-defined]
     return cast(type[Any], getattr(module, MODEL))
+
+
+def fused_product() -> FusedProduct:
+    """Hand out the engine's fused operation. To be called after `engine_class`.
+
+    Raises:
+        ModelUnavailable: the engine lacks it, or one of the arguments that are used.
+    """
+    try:
+        product = getattr(import_module(OPERATIONS), PRODUCT, None)
+    except ImportError:
+        product = None
+    if product is None or not {*ARGUMENTS} <= {*inspect.signature(product).parameters}:
+        raise ModelUnavailable(
+            f"nunchaku {find_engine().version} has no {OPERATIONS}.{PRODUCT}({', '.join(ARGUMENTS)}), "
+            "which QWEN_EDIT_FUSED_QKV=1 calls; leave that out or install release 1.2.1"
+        )
+    return cast(FusedProduct, product)
+
+
+@contextmanager
+def _root_logger_as_it_is() -> Iterator[None]:
+    """Release 1.2.1 gives the root logger a handler and the level INFO, and so every library's lines to our log."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _missing(module: ModuleType) -> Iterator[str]:

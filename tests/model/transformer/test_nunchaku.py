@@ -1,8 +1,9 @@
 import importlib
 import json
-import sys
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,24 +18,14 @@ from qwen_edit.edit.plan import Plan
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.machine.backend import NUNCHAKU_INT4
 from qwen_edit.machine.engine import find_engine
-from qwen_edit.model.transformer.expansion import FORMATS, expand, portions_of
 from qwen_edit.model.transformer.nunchaku import load_nunchaku, offload_blocks
 from qwen_edit.model.transformer.nunchaku_engine import MODULE
 from qwen_edit.model.transformer.rotary import RotaryTable
 from qwen_edit.store.catalog import LIGHTNING
 from qwen_edit.svdq.checkpoint import read_header
-from qwen_edit.weights.reader import Weights
 from tests.support.edits import render as rendered
-from tests.support.places import ROOT
+from tests.support.engine import STAND_IN, changed_engine, expanded, forget_engine, load
 from tests.support.stock import stock_transformer
-
-CPU = torch.device("cpu")
-STAND_IN = ROOT / "tests" / "support" / "stand_in"
-
-
-def forget_engine() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "nunchaku"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -42,17 +33,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(STAND_IN))
     yield importlib.import_module(MODULE)
     forget_engine()
-
-
-def load(path: Path) -> QwenImageTransformer2DModel:
-    return load_nunchaku(read_header(path), expanded(path, torch.float32), torch.float32)
-
-
-def expanded(path: Path, dtype: torch.dtype, device: torch.device = CPU) -> dict[str, torch.Tensor]:
-    """What a load makes of a checkpoint for the engine."""
-    info, form = read_header(path), FORMATS["nunchaku"]
-    with Weights([path], device, portions={path: portions_of(info, form)}) as weights:
-        return expand(info, weights.portions(path), form, dtype).tensors
 
 
 def inputs(batch: int = 1) -> dict[str, object]:
@@ -85,13 +65,16 @@ def test_a_plain_forward_with_positional_arguments_works_too(models: Path) -> No
 
 
 @pytest.mark.usefixtures("engine")
-def test_an_edit_in_the_pipeline_is_that_of_the_dense_backend(models: Path, editor: Editor, photo: Image.Image) -> None:
+@pytest.mark.parametrize("ours_as", [load, partial(load, fused_qkv=True)], ids=["naive", "fused"])
+def test_an_edit_in_the_pipeline_is_that_of_the_dense_backend(
+    models: Path, editor: Editor, photo: Image.Image, ours_as: Callable[[Path], QwenImageTransformer2DModel]
+) -> None:
     plan = Plan(
         LIGHTNING, steps=2, true_cfg_scale=1.0, negative_prompt=None, seed=4, width=256, height=256, num_images=1
     )
     dense, ours = (
         render(editor, transformer, photo, plan)
-        for transformer in (stock_transformer, load)
+        for transformer in (stock_transformer, ours_as)
         for transformer in [transformer(models / LIGHTNING.path)]
     )
 
@@ -198,18 +181,28 @@ def test_an_engine_that_is_missing_is_said(models: Path) -> None:
 def test_an_engine_of_another_make_is_told_by_what_it_lacks(
     change: str, sentence: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "nunchaku"
-    for file in STAND_IN.rglob("*.py"):
-        target = tmp_path / file.relative_to(STAND_IN)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(file.read_text())
-    with (package / "models" / "transformers" / "transformer_qwenimage.py").open("a") as source:
-        source.write(change + "\n")
+    changed_engine(tmp_path, "models/transformers/transformer_qwenimage.py", change)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     try:
         with pytest.raises(ModelUnavailable, match=sentence):
             load_nunchaku(read_header(models / LIGHTNING.path), {}, torch.float32)
+    finally:
+        forget_engine()
+
+
+def test_the_root_logger_is_as_it_was_before_the_engine_was_imported(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    level = root.level
+    monkeypatch.syspath_prepend(str(STAND_IN))
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(root, "handlers", [])  # without those of the tests, as a process begins
+            load(models / LIGHTNING.path)
+            assert (root.handlers, root.level) == ([], level)
     finally:
         forget_engine()
 
@@ -238,9 +231,11 @@ def test_the_metadata_of_the_file_is_what_the_engine_reads(models: Path) -> None
     or find_engine().fault is not None,
     reason="needs a CUDA device with int4 tensor cores, and the engine",
 )
-def test_the_kernels_compute_what_the_dense_backend_computes(models: Path) -> None:
+@pytest.mark.parametrize("fused_qkv", [False, True])
+def test_the_kernels_compute_what_the_dense_backend_computes(fused_qkv: bool, models: Path) -> None:
     path, device = models / LIGHTNING.path, torch.device("cuda")
-    nunchaku = load_nunchaku(read_header(path), expanded(path, torch.bfloat16, device), torch.bfloat16)
+    tensors = expanded(path, torch.bfloat16, device)
+    nunchaku = load_nunchaku(read_header(path), tensors, torch.bfloat16, fused_qkv=fused_qkv)
     transformers = (nunchaku, stock_transformer(path, torch.bfloat16).to(device))
     on_device = {
         name: value.to(device, torch.bfloat16) if isinstance(value, torch.Tensor) else value

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..linear import AWQW4A16Linear, SVDQW4A4Linear
+from . import utils  # noqa: F401 - as the engine, for what the import does
 
 Pair = tuple[Tensor, Tensor]
 
@@ -21,9 +22,27 @@ def fused(linears: list[nn.Linear]) -> nn.Linear:
     return nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears))
 
 
-class Attention(nn.Module):
+class Processor:
+    def __call__(self, attn: Any, image: Tensor, text: Tensor, _mask: Any, _attention_mask: Any, rotary: Pair) -> Pair:
+        streams = [
+            self._stream(attn, attn.add_qkv_proj(text), attn.norm_added_q, attn.norm_added_k, rotary[1]),
+            self._stream(attn, attn.to_qkv(image), attn.norm_q, attn.norm_k, rotary[0]),
+        ]
+        query, key, value = (torch.cat(parts, dim=1).transpose(1, 2) for parts in zip(*streams, strict=True))
+        joint = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        length = text.shape[1]
+        return attn.to_out[0](joint[:, length:]), attn.to_add_out(joint[:, :length])
+
+    def _stream(self, attn: Any, qkv: Tensor, norm_q: nn.Module, norm_k: nn.Module, rotary: Tensor) -> list[Tensor]:
+        query, key, value = (part.unflatten(-1, (attn.heads, -1)) for part in qkv.chunk(3, dim=-1))
+        query = apply_rotary_emb_qwen(norm_q(query), rotary, use_real=False)
+        return [query, apply_rotary_emb_qwen(norm_k(key), rotary, use_real=False), value]
+
+
+class NunchakuQwenAttention(nn.Module):
     def __init__(self, other: Any, **kwargs: Any) -> None:
         super().__init__()
+        self.processor = Processor()
         self.heads = other.heads
         self.norm_q, self.norm_k = other.norm_q, other.norm_k
         self.norm_added_q, self.norm_added_k = other.norm_added_q, other.norm_added_k
@@ -36,20 +55,17 @@ class Attention(nn.Module):
         self.to_out[0] = SVDQW4A4Linear.from_linear(self.to_out[0], **kwargs)
         self.to_add_out = SVDQW4A4Linear.from_linear(other.to_add_out, **kwargs)
 
-    def forward(self, image: Tensor, text: Tensor, rotary: Pair) -> Pair:
-        streams = [
-            self._stream(self.add_qkv_proj(text), self.norm_added_q, self.norm_added_k, rotary[1]),
-            self._stream(self.to_qkv(image), self.norm_q, self.norm_k, rotary[0]),
-        ]
-        query, key, value = (torch.cat(parts, dim=1).transpose(1, 2) for parts in zip(*streams, strict=True))
-        joint = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        length = text.shape[1]
-        return self.to_out[0](joint[:, length:]), self.to_add_out(joint[:, :length])
-
-    def _stream(self, qkv: Tensor, norm_q: nn.Module, norm_k: nn.Module, rotary: Tensor) -> list[Tensor]:
-        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in qkv.chunk(3, dim=-1))
-        query = apply_rotary_emb_qwen(norm_q(query), rotary, use_real=False)
-        return [query, apply_rotary_emb_qwen(norm_k(key), rotary, use_real=False), value]
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Any:
+        return self.processor(
+            self, hidden_states, encoder_hidden_states, encoder_hidden_states_mask, attention_mask, image_rotary_emb
+        )
 
 
 class FeedForward(nn.Module):
@@ -74,7 +90,7 @@ class Block(QwenImageTransformerBlock):
         self.txt_mod[1] = AWQW4A16Linear.from_linear(other.txt_mod[1], **kwargs)
         self.img_norm1, self.img_norm2 = other.img_norm1, other.img_norm2
         self.txt_norm1, self.txt_norm2 = other.txt_norm1, other.txt_norm2
-        self.attn = Attention(other.attn, **kwargs)
+        self.attn = NunchakuQwenAttention(other.attn, **kwargs)
         self.img_mlp, self.txt_mlp = FeedForward(other.img_mlp, **kwargs), FeedForward(other.txt_mlp, **kwargs)
 
     def forward(self, image: Tensor, text: Tensor, conditioning: Tensor, rotary: Pair) -> Pair:
@@ -84,7 +100,7 @@ class Block(QwenImageTransformerBlock):
         )
         image_in = self.img_norm1(image) * image_mods[1] + image_mods[0]
         text_in = self.txt_norm1(text) * text_mods[1] + text_mods[0]
-        image_out, text_out = self.attn(image_in, text_in, rotary)
+        image_out, text_out = self.attn(hidden_states=image_in, encoder_hidden_states=text_in, image_rotary_emb=rotary)
         image, text = image + image_mods[2] * image_out, text + text_mods[2] * text_out
         image = image + image_mods[5] * self.img_mlp(self.img_norm2(image) * image_mods[4] + image_mods[3])
         text = text + text_mods[5] * self.txt_mlp(self.txt_norm2(text) * text_mods[4] + text_mods[3])
