@@ -29,6 +29,7 @@ fuzz: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(PYTHON) -m bench.gpu.memory
 	@$(PYTHON) -m bench.gpu.activations
+	@$(PYTHON) -m bench.gpu.traffic
 	@$(PYTHON) -m bench.gpu.fp8
 	@$(PYTHON) -m bench.gpu.vision --clock work
 	@$(PYTHON) -m bench.demo

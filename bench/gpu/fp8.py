@@ -22,9 +22,10 @@ from torch import Tensor
 from qwen_edit import Editor
 from qwen_edit.edit.hooks import NO_HOOKS
 from qwen_edit.edit.plan import Plan
-from qwen_edit.model.blank import WithoutMemory, assign_tensors
+from qwen_edit.model.blank import assign_tensors
 from qwen_edit.model.render import render
-from qwen_edit.model.transformer.fp8_linear import Fp8Linear, use_fp8
+from qwen_edit.model.transformer.dense import blank_dense
+from qwen_edit.model.transformer.fp8_linear import Fp8Linear
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import LIGHTNING
 from qwen_edit.svdq.checkpoint import read_header
@@ -35,7 +36,7 @@ from tests.support.dense import dense_state_dict, modulations
 
 WIDTH = 3072
 LAYERS = {
-    "attn.to_q and the other 7 of the attention": (WIDTH, WIDTH),
+    "the attention's, for each of their 3,072 outputs": (WIDTH, WIDTH),
     "img_mlp.net.0.proj, txt_mlp.net.0.proj": (WIDTH, 4 * WIDTH),
     "img_mlp.net.2, txt_mlp.net.2": (4 * WIDTH, WIDTH),
 }
@@ -82,9 +83,7 @@ def layers() -> None:
 def load_fp8(path: Path) -> QwenImageTransformer2DModel:
     """The transformer of a checkpoint, in fp8 on the CPU."""
     info, packed = read_header(path), load_file(path)
-    with WithoutMemory():
-        transformer = QwenImageTransformer2DModel.from_config(info.config)
-    use_fp8(transformer)
+    transformer = blank_dense(info.config, fp8=True)
     tensors = dense_top_level({name: packed[name] for name in top_level_tensors(info.config)}, info.file, torch.float32)
     for block in range(info.num_layers):
         tensors |= fp8_block(packed, block, info.file, torch.float32) | modulations(packed, block, torch.float32)

@@ -1,4 +1,7 @@
-"""From packed tensors to the stock diffusers model: each quantized layer becomes the plain layer that it stands for."""
+"""From packed tensors to a dense model: each quantized layer becomes the plain layer that it stands for.
+
+Queries, keys and values stay the one layer that the file has for them; outside of the blocks all is as in diffusers.
+"""
 
 from collections.abc import Mapping
 
@@ -7,13 +10,7 @@ from torch import Tensor
 
 from qwen_edit.svdq import layout
 from qwen_edit.svdq.checkpoint import CheckpointError
-from qwen_edit.svdq.modules import (
-    NORMS,
-    SHIFTED_MODULES,
-    SVDQ_MODULES,
-    block_prefix,
-    stock_modules,
-)
+from qwen_edit.svdq.modules import NORMS, SHIFTED_MODULES, SVDQ_MODULES, block_prefix
 
 ACTIVATION_SHIFT = 0.171875
 """11/64, just above −min(GELU): what the kernels add to the input of `*_mlp.net.2` to make it unsigned."""
@@ -39,9 +36,9 @@ def dense_top_level(tensors: Mapping[str, Tensor], file: str, dtype: torch.dtype
 def dense_block(
     tensors: Mapping[str, Tensor], block: int, file: str, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, Tensor]:
-    """The stock tensors of one block but for its modulations, on the device of the packed ones.
+    """The tensors of one block but for its modulations, on the device of the packed ones: `model.transformer.block`'s.
 
-    The packed tensors are left as they are.
+    A weight is [N, K], a bias [N], under the name of its layer in the file. The packed tensors are left as they are.
 
     Args:
         tensors: at least this block's packed tensors under their full names, in the dtypes and shapes that
@@ -58,7 +55,7 @@ def dense_block(
     for module in SVDQ_MODULES:
         shift = ACTIVATION_SHIFT if module in SHIFTED_MODULES else 0.0
         weight, bias = dense_svdq(_parts(tensors, prefix + module), shift)
-        dense |= _stock_layers(prefix, stock_modules(module), weight, bias, dtype)
+        dense |= {f"{prefix}{module}.weight": weight.to(dtype), f"{prefix}{module}.bias": bias.to(dtype)}
     _check_finite(dense, tensors, file)
     return dense
 
@@ -104,17 +101,6 @@ def dense_modulation(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 def _groups(weight: Tensor) -> Tensor:
     """A view [N, K/64, 64] of a weight [N, K]."""
     return weight.view(weight.shape[0], -1, layout.GROUP)
-
-
-def _stock_layers(
-    prefix: str, modules: tuple[str, ...], weight: Tensor, bias: Tensor, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The layers that are stacked on the outputs, each with its own memory."""
-    weights, biases = weight.chunk(len(modules)), bias.chunk(len(modules))
-    layers = {f"{prefix}{name}.weight": part.to(dtype, copy=True) for name, part in zip(modules, weights, strict=True)}
-    return layers | {
-        f"{prefix}{name}.bias": part.to(dtype, copy=True) for name, part in zip(modules, biases, strict=True)
-    }
 
 
 def _parts(tensors: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:

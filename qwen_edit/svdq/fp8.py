@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from qwen_edit.svdq.dense import dense_block
-from qwen_edit.svdq.modules import SVDQ_MODULES, block_prefix, stock_modules
+from qwen_edit.svdq.modules import SVDQ_MODULES, block_prefix
 
 DTYPE = torch.float8_e4m3fn
 LARGEST = torch.finfo(DTYPE).max
 """448: what the largest value of a row is scaled to. A larger one would become NaN, not 448."""
 
-FP8_MODULES = tuple(name for module in SVDQ_MODULES for name in stock_modules(module))
-"""The layers of a block, under their stock names, whose weights are kept in fp8."""
+FP8_MODULES = tuple(SVDQ_MODULES)
+"""The layers of a block whose weights are kept in fp8."""
 
 
 def fp8_block(

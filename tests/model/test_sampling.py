@@ -74,13 +74,26 @@ def test_a_prompt_and_a_picture_that_are_kept_give_the_same_bits(
     assert torch.equal(packed(again), stock_latents(stock, photo, "make it snow", GUIDED))
 
 
-def test_modulations_that_are_looked_up_change_no_bit(editor: Editor, models: Path, photo: Image.Image) -> None:
+def test_the_dense_backend_gives_nearly_the_latents_of_the_stock_transformer(
+    editor: Editor, models: Path, photo: Image.Image
+) -> None:
     pipeline = editor.pipeline
 
-    ours = denoise(pipeline, photo, "make it snow", GUIDED, NO_HOOKS)
+    ours = packed(denoise(pipeline, photo, "make it snow", GUIDED, NO_HOOKS))
 
     stock = stock_pipeline(pipeline, stock_transformer(models / LIGHTNING.path))
-    assert torch.equal(packed(ours), stock_latents(stock, photo, "make it snow", GUIDED))
+    expected = stock_latents(stock, photo, "make it snow", GUIDED)
+    assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_modulations_that_are_looked_up_change_no_bit(
+    editor: Editor, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = denoise(editor.pipeline, photo, "make it snow", GUIDED, NO_HOOKS)
+
+    monkeypatch.setattr(editor.pipeline, "modulations", None)
+
+    assert torch.equal(looked_up, denoise(editor.pipeline, photo, "make it snow", GUIDED, NO_HOOKS))
 
 
 def inputs() -> tuple[Tensor, Tensor, None, Tensor, list[list[tuple[int, int, int]]]]:
@@ -89,7 +102,7 @@ def inputs() -> tuple[Tensor, Tensor, None, Tensor, list[list[tuple[int, int, in
     return tokens, torch.randn(1, 7, 128, generator=generator), None, torch.tensor([0.3]), [[(1, 8, 6), (1, 8, 6)]]
 
 
-def test_a_plain_forward_with_positional_arguments_gives_what_the_stock_transformer_gives(
+def test_a_plain_forward_with_positional_arguments_gives_nearly_what_the_stock_transformer_gives(
     editor: Editor, models: Path, photo: Image.Image
 ) -> None:
     transformer = editor.pipeline.transformer
@@ -99,7 +112,7 @@ def test_a_plain_forward_with_positional_arguments_gives_what_the_stock_transfor
         ours = transformer(*inputs()).sample
         expected = stock_transformer(models / LIGHTNING.path)(*inputs()).sample
 
-    assert torch.equal(ours, expected)
+    assert torch.allclose(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_first_steps_alone_are_those_of_the_whole_schedule(editor: Editor, photo: Image.Image) -> None:

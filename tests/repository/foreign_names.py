@@ -72,17 +72,6 @@ ROWS = (
         ("qwen_edit/model/transformer/modulation.py",),
         FIRST_EDIT,
     ),
-    ForeignName(
-        f"{TRANSFORMER_MODULE}.QwenDoubleStreamAttnProcessor2_0._attention_backend",
-        (COMPILE_FILE,),
-        "Nothing fails: compiled blocks attend with the usual backend.",
-    ),
-    ForeignName(
-        f"{TRANSFORMER_MODULE}.QwenDoubleStreamAttnProcessor2_0._parallel_config",
-        (COMPILE_FILE,),
-        "Nothing fails: it is unset here.",
-    ),
-    ForeignName("diffusers.models.attention_dispatch.dispatch_attention_fn", (COMPILE_FILE,), NO_COMPILER),
     ForeignName("huggingface_hub.utils.build_hf_headers", ("builder/bake/hub.py",), NO_BAKE),
     ForeignName("huggingface_hub.utils.parse_ratelimit_headers", ("builder/bake/hub_errors.py",), NO_BAKE),
     ForeignName(f"{ENGINE_MODULE}.NunchakuQwenImageTransformer2DModel", (ENGINE_FILE,), NO_ENGINE),

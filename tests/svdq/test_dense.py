@@ -16,7 +16,7 @@ from qwen_edit.svdq.checkpoint import CheckpointError, read_header
 from qwen_edit.svdq.dense import dense_block, dense_modulation, dense_svdq
 from qwen_edit.svdq.modules import AWQ_MODULES, NORMS, SVDQ_MODULES, expected_tensors, top_level_tensors
 from qwen_edit.svdq.quantize import write_checkpoint
-from tests.support.dense import dense_state_dict
+from tests.support.dense import dense_state_dict, split
 
 SHIFT = 0.171875
 FUSED = {
@@ -250,16 +250,19 @@ def test_padded_modulation_scales_mean_the_same(
         assert torch.equal(tensor, plain[name])
 
 
-def test_the_layers_of_a_fused_one_do_not_share_memory(small_file: Path) -> None:
-    dense = dense_state_dict(small_file, torch.float32)
-    pointers = {tensor.untyped_storage().data_ptr() for tensor in dense.values()}
-    assert len(pointers) == len(dense)
+def test_queries_keys_and_values_stay_one_layer(small_file: Path) -> None:
+    block = dense_block(load_file(small_file), 0, "small.safetensors")
+    stock = split(block)
+    for fused, names in FUSED.items():
+        for part in ("weight", "bias"):
+            parts = [stock[f"transformer_blocks.0.{name}.{part}"] for name in names]
+            assert torch.equal(block[f"transformer_blocks.0.{fused}.{part}"], torch.cat(parts))
 
 
 def test_a_block_converts_on_its_own_and_leaves_its_tensors_alone(small_file: Path) -> None:
     tensors = load_file(small_file)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    block = dense_block(tensors, 0, "small.safetensors", torch.float32)
+    block = split(dense_block(tensors, 0, "small.safetensors", torch.float32))
     whole = dense_state_dict(small_file, torch.float32)
     assert set(block) == {name for name in whole if name.startswith("transformer_blocks.") and "_mod." not in name}
     assert all(torch.equal(tensor, whole[name]) for name, tensor in block.items())
@@ -286,7 +289,7 @@ def test_a_block_converts_on_the_gpu_as_on_the_cpu(small_file: Path) -> None:
             -0.0,
             "transformer_blocks.0.img_mlp.net.2.smooth_factor",
         ),
-        ("transformer_blocks.0.attn.to_qkv.proj_up", 0, torch.nan, "transformer_blocks.0.attn.to_q.weight"),
+        ("transformer_blocks.0.attn.to_qkv.proj_up", 0, torch.nan, "transformer_blocks.0.attn.to_qkv.weight"),
         ("transformer_blocks.0.txt_mlp.net.2.wscales", 7, torch.inf, "transformer_blocks.0.txt_mlp.net.2.weight"),
         ("transformer_blocks.0.attn.to_out.0.bias", 3, torch.nan, "transformer_blocks.0.attn.to_out.0.bias"),
         ("transformer_blocks.0.attn.norm_q.weight", 3, torch.nan, "transformer_blocks.0.attn.norm_q.weight"),

@@ -1,15 +1,24 @@
-"""The dense backend: the int4 checkpoint expanded to diffusers' stock transformer, for devices without int4 kernels."""
+"""The dense backend: the int4 checkpoint expanded to plain layers, for devices without int4 kernels.
+
+The transformer is diffusers' own around blocks of ours.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from torch import nn
 
 from qwen_edit.model.blank import WithoutMemory, assign_tensors
+from qwen_edit.model.transformer.block import Block
 from qwen_edit.model.transformer.expansion import Expanded
 from qwen_edit.model.transformer.fp8_linear import use_fp8
-from qwen_edit.model.transformer.rotary import RotaryTable
+from qwen_edit.model.transformer.rotary import RealRotaryTable
+from qwen_edit.svdq.modules import CONFIG_DEFAULTS
 
 
 def build_dense(expanded: Expanded, *, fp8: bool = False) -> QwenImageTransformer2DModel:
-    """Build the stock transformer around a checkpoint that was expanded for it; its modulations are looked up.
+    """Build the transformer around a checkpoint that was expanded for it; its modulations are looked up.
 
     Args:
         fp8: whether it was expanded with `fp8_block`.
@@ -17,11 +26,28 @@ def build_dense(expanded: Expanded, *, fp8: bool = False) -> QwenImageTransforme
     Raises:
         ModelUnavailable: the tensors are not those of the checkpoint's configuration.
     """
-    with WithoutMemory():
-        transformer = QwenImageTransformer2DModel.from_config(expanded.info.config)
-    if fp8:
-        use_fp8(transformer)
+    transformer = blank_dense(expanded.info.config, fp8=fp8)
     if expanded.modulations is not None:
         expanded.modulations.attach(transformer)
-    transformer.pos_embed = RotaryTable(transformer.config.axes_dims_rope)
     return assign_tensors(transformer, expanded.tensors, expanded.info.file)
+
+
+def blank_dense(config: Mapping[str, Any], *, fp8: bool = False) -> QwenImageTransformer2DModel:
+    """The transformer of a configuration on the meta device; its modulations are layers like others.
+
+    Args:
+        config: of the checkpoint.
+        fp8: whether the layers of `FP8_MODULES` are in fp8.
+    """
+    config = {**CONFIG_DEFAULTS, **config}
+    heads, channels = config["num_attention_heads"], config["attention_head_dim"]
+    layers, zero_cond_t = config["num_layers"], config["zero_cond_t"]
+    with WithoutMemory():
+        transformer = QwenImageTransformer2DModel.from_config({**config, "num_layers": 0})
+        blocks = nn.ModuleList(Block(heads, channels, zero_cond_t=zero_cond_t) for _ in range(layers))
+    transformer.register_to_config(num_layers=layers)
+    transformer.transformer_blocks = blocks
+    transformer.pos_embed = RealRotaryTable(config["axes_dims_rope"])
+    if fp8:
+        use_fp8(transformer)
+    return transformer

@@ -100,7 +100,7 @@ class Modulations:
         return len(self._tables)
 
     def attach(self, transformer: "Transformer") -> None:
-        """Put the layers into a stock transformer, in the place of its own, which may be on the meta device."""
+        """Put the layers into a transformer, in the place of its own, which may be on the meta device."""
         for block, layers in zip(transformer.transformer_blocks, self._blocks, strict=True):
             for name, layer in layers.items():
                 setattr(block, name.removesuffix(".1"), layer)

@@ -6,18 +6,27 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, fx
 
 from qwen_edit.model.transformer.compile import compile_blocks
-from qwen_edit.model.transformer.fp8_linear import use_fp8
-from qwen_edit.svdq.fp8 import quantize_rows
 from qwen_edit.svdq.quantize import quantize
+from tests.support.dense import dense_of
 from tests.support.modulations import stored
 
-CONFIG = {"num_layers": 2, "num_attention_heads": 1, "attention_head_dim": 128, "joint_attention_dim": 64}
+CONFIG: dict[str, Any] = {
+    "num_layers": 2,
+    "num_attention_heads": 1,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 64,
+}
 
 
 @pytest.fixture
-def model() -> QwenImageTransformer2DModel:
+def stock() -> QwenImageTransformer2DModel:
     torch.manual_seed(3)
     return QwenImageTransformer2DModel(**CONFIG).eval()
+
+
+@pytest.fixture
+def model(stock: QwenImageTransformer2DModel) -> QwenImageTransformer2DModel:
+    return dense_of(stock, CONFIG)
 
 
 def inputs(text: int = 5, height: int = 3, batch: int = 1, mask: Tensor | None = None) -> dict[str, Any]:
@@ -56,10 +65,10 @@ def run(model: QwenImageTransformer2DModel, given: dict[str, Any]) -> Tensor:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_it_computes_what_the_stock_blocks_compute(
-    model: QwenImageTransformer2DModel, graphs: Graphs, masked: bool
+    stock: QwenImageTransformer2DModel, model: QwenImageTransformer2DModel, graphs: Graphs, masked: bool
 ) -> None:
     mask = torch.tensor([[True, True, True, False, True]]) if masked else None
-    expected = run(model, inputs(mask=mask))
+    expected = run(stock, inputs(mask=mask))
 
     compile_blocks(model, backend=graphs)
 
@@ -93,14 +102,16 @@ def test_the_weights_are_not_compiled_in(model: QwenImageTransformer2DModel, gra
     compile_blocks(model, backend=graphs)
     before = run(model, inputs())
     with torch.inference_mode():
-        model.transformer_blocks[1].attn.to_q.weight.mul_(2)
+        model.transformer_blocks[1].attn.to_qkv.weight.mul_(2)
 
     assert not torch.allclose(run(model, inputs()), before)
     assert len(graphs.seen) == 1
 
 
-def test_one_code_serves_every_step_of_a_schedule(model: QwenImageTransformer2DModel, graphs: Graphs) -> None:
-    modulations = stored(quantize(model.state_dict(), CONFIG, rank=16), 2, "file")
+def test_one_code_serves_every_step_of_a_schedule(
+    stock: QwenImageTransformer2DModel, model: QwenImageTransformer2DModel, graphs: Graphs
+) -> None:
+    modulations = stored(quantize(stock.state_dict(), CONFIG, rank=16), 2, "file")
     modulations.attach(model)
     timesteps = torch.tensor([1000.0, 600.0, 200.0])
 
@@ -120,15 +131,8 @@ def test_one_code_serves_every_step_of_a_schedule(model: QwenImageTransformer2DM
     assert len(graphs.seen) == 1
 
 
-def test_one_code_serves_the_blocks_in_fp8_which_quantize_what_they_share_once(
-    model: QwenImageTransformer2DModel, graphs: Graphs
-) -> None:
-    weights = model.state_dict()
-    use_fp8(model)
-    for scale in [name for name in model.state_dict() if name.endswith("weight_scale")]:
-        weight = scale.removesuffix("_scale")
-        weights[weight], weights[scale] = quantize_rows(weights[weight])
-    model.load_state_dict(weights, assign=True)
+def test_one_code_serves_the_blocks_in_fp8(stock: QwenImageTransformer2DModel, graphs: Graphs) -> None:
+    model = dense_of(stock, CONFIG, fp8=True)
     expected = run(model, inputs())
 
     compile_blocks(model, backend=graphs)
@@ -136,7 +140,7 @@ def test_one_code_serves_the_blocks_in_fp8_which_quantize_what_they_share_once(
     assert torch.allclose(run(model, inputs()), expected, atol=1e-3)
     (graph,) = graphs.seen
     norms = [node for node in graph.graph.nodes if node.target is torch.linalg.vector_norm]
-    assert len(norms) == 8  # of each stream: queries, keys and values, the output, the MLP's two
+    assert len(norms) == 8  # of each stream: queries, keys and values together, the output, the MLP's two
 
 
 @pytest.mark.gpu

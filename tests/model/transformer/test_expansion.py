@@ -14,7 +14,7 @@ from qwen_edit.svdq.modules import AWQ_MODULES
 from qwen_edit.weights.placement import WINDOW
 from qwen_edit.weights.reader import Weights
 from qwen_edit.weights.sinks import HostMemory, Sink
-from tests.support.dense import dense_state_dict
+from tests.support.dense import dense_state_dict, stacked
 
 CPU = torch.device("cpu")
 LAYERS = 4
@@ -42,9 +42,9 @@ def expanded(path: Path) -> Expanded:
         return expand(info, weights.portions(path), DENSE, torch.float32)
 
 
-def stock(path: Path) -> dict[str, Tensor]:
+def meant(path: Path) -> dict[str, Tensor]:
     """What the checkpoint means, without the modulations."""
-    tensors = dense_state_dict(path, torch.float32)
+    tensors = stacked(dense_state_dict(path, torch.float32))
     return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in AWQ_MODULES)}
 
 
@@ -54,7 +54,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_block_by_block_it_is_what_the_whole_file_means(files: tuple[Path, Path]) -> None:
-    assert_equal(expanded(files[0]).tensors, stock(files[0]))
+    assert_equal(expanded(files[0]).tensors, meant(files[0]))
 
 
 def test_the_groups_are_all_that_is_needed_in_the_order_of_the_blocks(files: tuple[Path, Path]) -> None:
@@ -79,7 +79,7 @@ def test_another_checkpoint_takes_the_memory_of_the_present_one(files: tuple[Pat
         refill(info, groups, DENSE, torch.float32, transformer.state_dict(), present.modulations)
 
     assert {name: parameter.data_ptr() for name, parameter in transformer.named_parameters()} == places
-    assert_equal(dict(transformer.state_dict()), stock(second))
+    assert_equal(dict(transformer.state_dict()), meant(second))
 
 
 class Counting(HostMemory):
