@@ -17,6 +17,7 @@ from qwen_edit.edit.hooks import Hooks, Step
 from qwen_edit.edit.plan import Plan
 from qwen_edit.loading import incoming as loading
 from qwen_edit.loading.loader import Loader
+from qwen_edit.loading.start import load
 from qwen_edit.machine.backend import BackendName
 from qwen_edit.machine.device import MachineSetup
 from qwen_edit.machine.gpu_memory import MemoryWay
@@ -26,6 +27,8 @@ from qwen_edit.model.pipeline import EditPipeline
 from qwen_edit.model.sampling import decode, denoise
 from qwen_edit.model.transformer.expansion import FORMATS, expand, portions_of
 from qwen_edit.model.transformer.fp8_linear import Fp8Linear
+from qwen_edit.model.transformer.fused_attention import FusedJointAttention
+from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import LIGHTNING, ORIGINAL
 from qwen_edit.store.folder import base_weights
 from qwen_edit.svdq.checkpoint import read_header
@@ -64,9 +67,13 @@ def small(photo: Image.Image) -> Image.Image:
     return photo.resize((SIDE, SIDE))
 
 
-def loaded(models: Path, backend: BackendName = "dense", *, fused_qkv: bool = False) -> tuple[Loader, EditPipeline]:
+def setup_for(backend: BackendName) -> MachineSetup:
     way = MemoryWay(backend, "none", tiling=False, load=0, encode=0, denoise=0, host=0)
-    loader = Loader(models, MachineSetup(CUDA, Choice(backend, ""), way))
+    return MachineSetup(CUDA, Choice(backend, ""), way)
+
+
+def loaded(models: Path, backend: BackendName = "dense", *, fused_qkv: bool = False) -> tuple[Loader, EditPipeline]:
+    loader = Loader(models, setup_for(backend))
     with loader.begin(base_weights(models), LIGHTNING, lambda: False) as incoming:
         return loader, loader.assemble(incoming, LIGHTNING, compiled=False, fused_qkv=fused_qkv)
 
@@ -126,6 +133,19 @@ def test_no_step_of_an_edit_waits_for_the_device(
     assert all(one == waits[0] for one in waits)
     assert np.array_equal(first, again)
     assert {parameter.device for parameter in pipeline.transformer.parameters()} == {CUDA}
+
+
+@pytest.mark.usefixtures("cuda", "engine")
+@pytest.mark.parametrize("fused_qkv", [False, True])
+def test_a_start_takes_the_engines_fused_product_where_the_settings_ask_for_it(
+    models: Path, monkeypatch: pytest.MonkeyPatch, fused_qkv: bool
+) -> None:
+    monkeypatch.setattr("qwen_edit.loading.loader.set_up", lambda *_: setup_for("nunchaku"))
+
+    _, pipeline, _ = load(Settings(models=models, fused_qkv=fused_qkv), LIGHTNING, lambda: False)
+
+    attentions = [block.attn for block in pipeline.transformer.transformer_blocks]
+    assert [isinstance(attention.processor, FusedJointAttention) for attention in attentions] == [fused_qkv]
 
 
 @pytest.mark.parametrize("backend", ["dense", "dense-fp8"])

@@ -42,7 +42,8 @@ class FusedProduct(Protocol):
         Args:
             x: bfloat16 [batch, tokens, width], contiguous. The rows of the whole batch are padded to a multiple of 256.
             proj: the quantized layer of all three.
-            norm_q: an RMSNorm over a head's channels, with a weight of the dtype of `x`.
+            norm_q: over a head's channels, an RMSNorm of torch or diffusers, no other class, its weight in the dtype
+                of `x`.
             norm_k: likewise.
             rotary_emb: float32 [1, those padded rows, 128], as `packed` makes it.
             output: where the result goes, [batch · tokens, 3 · width], contiguous; no row more is written.
