@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
+from triton.backends.nvidia import driver as cuda
 from triton.runtime import driver
 
 from qwen_edit.machine.backend import FIRST_WITH_FP8
@@ -86,8 +86,9 @@ def launches(dtype: torch.dtype, heads: int, channels: int, width: int) -> Itera
 def build_launchers(built: Sequence[Built]) -> None:
     """Have the C compiler build what starts the kernels, and what Triton asks CUDA through, into the cache.
 
-    They are linked against an empty library in the place of CUDA's, which a machine without a GPU does not have. The
-    environment keeps what that takes.
+    They are linked against an empty library in the place of CUDA's, which a machine without a GPU does not have, unless
+    TRITON_LIBCUDA_PATH names the folder of one: releases after 3.6 want the same value for the worker. The environment
+    keeps what that takes.
 
     Raises:
         CalledProcessError: the C compiler failed.
@@ -97,16 +98,19 @@ def build_launchers(built: Sequence[Built]) -> None:
     if not compiler:
         raise RuntimeError("there is no C compiler, which Triton's launchers need; install gcc, or set CC")
     with tempfile.TemporaryDirectory() as folder:
-        library = ["-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", os.devnull, "-o", f"{folder}/libcuda.so.1"]
-        subprocess.run([compiler, *library], check=True)  # noqa: S603 - of the machine's own setup
-        os.environ["TRITON_LIBCUDA_PATH"] = folder
+        if "TRITON_LIBCUDA_PATH" not in os.environ:
+            library = ["-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", os.devnull, "-o", f"{folder}/libcuda.so.1"]
+            subprocess.run([compiler, *library], check=True)  # noqa: S603 - of the machine's own setup
+            os.environ["TRITON_LIBCUDA_PATH"] = folder
         os.environ["CC"] = str(_linking_all(compiler, Path(folder)))
         with suppress(ImportError):  # it is in the cache then, and cannot be loaded without CUDA
-            CudaUtils()
-        # A launcher depends on the types of a kernel's arguments alone.
-        for kernel in {str(one.kernel.src.signature): one.kernel for one in built}.values():
+            cuda.CudaUtils()
+        # A launcher depends on the types of a kernel's arguments alone. Releases after 3.6 have one for all kernels,
+        # which is in the above.
+        with_launcher = {str(one.kernel.src.signature): one.kernel for one in built if hasattr(cuda, "make_launcher")}
+        for kernel in with_launcher.values():
             with suppress(ImportError):
-                CudaLauncher(kernel.src, kernel.metadata)
+                cuda.CudaLauncher(kernel.src, kernel.metadata)
 
 
 def _linking_all(compiler: str, folder: Path) -> Path:

@@ -24,7 +24,7 @@ VALUES_OF_WARP = 1024
 
 
 class Launch(NamedTuple):
-    """A kernel with its grid, its arguments and its options."""
+    """A kernel with its grid, its arguments, and how many warps a program has."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -33,11 +33,16 @@ class Launch(NamedTuple):
 
     def run(self) -> None:
         """Put it on the current stream; compile it first where neither the process nor Triton's cache has it."""
-        self.kernel[self.grid](*self.arguments, num_warps=self.warps)
+        self.kernel[self.grid](*self.arguments, **self.options)
 
     def compile(self) -> Any:  # noqa: ANN401 - Triton's kernel
         """Compile it as `run` would, and hand it out."""
-        return self.kernel.warmup(*self.arguments, grid=self.grid, num_warps=self.warps)
+        return self.kernel.warmup(*self.arguments, grid=self.grid, **self.options)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Of the compiler. What the environment could say otherwise is said here, because it counts in the cache."""
+        return {"num_warps": self.warps, "enable_fp_fusion": True}
 
 
 def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor) -> Tensor:

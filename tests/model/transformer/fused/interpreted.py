@@ -140,7 +140,12 @@ def test_quantize_rows(rows: int, width: int, dtype: torch.dtype) -> None:
 
 
 def test_rows_that_do_not_begin_at_multiples_of_sixteen_bytes_are_copied() -> None:
-    buffer = random(1 + 2 * 3 * 48)
-    x = buffer[1:].view(2, 3, 48)
+    x = random(1 + 2 * 3 * 48)[1:].view(2, 3, 48)
+    of_member = random(2, 3, 50)[:, :, :48]
+    assert x.data_ptr() % 16 != 0
+    assert of_member.stride(1) % 16 != 0
 
-    assert torch.equal(launch.gated(x, x[:1, :1], x), launch.gated(x.clone(), x[:1, :1].clone(), x.clone()))
+    launched = launch.gating(x, x[:1, :1], of_member, torch.empty_like(x)).arguments[:3]
+    assert [tensor.data_ptr() % 16 for tensor in launched] == [0, 0, 0]
+    assert [stride % 16 for tensor in launched for stride in tensor.stride()[:-1]] == [0] * 6
+    assert torch.equal(launch.gated(x, x[:1, :1], of_member), twins.gated(x, x[:1, :1], of_member))
