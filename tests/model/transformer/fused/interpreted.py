@@ -1,5 +1,6 @@
 """The kernels' arithmetic in Triton's interpreter; `test_numerics.py` runs this file, with TRITON_INTERPRET=1."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from triton import language as tl
 from triton.runtime import interpreter
 
 from qwen_edit.model.transformer.fused import launch, twins
+from qwen_edit.model.transformer.fused.choose import Kernels, differing
 from qwen_edit.svdq import fp8
 
 EPS = 1e-6
@@ -139,13 +141,27 @@ def test_quantize_rows(rows: int, width: int, dtype: torch.dtype) -> None:
     assert codes[2:].float().abs().amax(dim=1).eq(fp8.LARGEST).all()
 
 
-def test_rows_that_do_not_begin_at_multiples_of_sixteen_bytes_are_copied() -> None:
-    x = random(1 + 2 * 3 * 48)[1:].view(2, 3, 48)
-    of_member = random(2, 3, 50)[:, :, :48]
-    assert x.data_ptr() % 16 != 0
-    assert of_member.stride(1) % 16 != 0
+@pytest.mark.parametrize(
+    ("update", "fault"),
+    [
+        (random(1 + 2 * 3 * 48)[1:].view(2, 3, 48), lambda x: x.data_ptr() % 16),
+        (random(2, 3, 50)[:, :, :48], lambda x: x.stride(1) % 16),
+        (random(2, 3, 48, 16)[..., 0], lambda x: x.stride(2) - 1),
+    ],
+    ids=["address", "stride", "apart"],
+)
+def test_rows_are_copied_that_cannot_be_read_sixteen_bytes_at_a_time(
+    update: Tensor, fault: Callable[[Tensor], int]
+) -> None:
+    given = (random(2, 3, 48, seed=2), random(1, 1, 48, seed=3), update)
+    assert fault(update) != 0
 
-    launched = launch.gating(x, x[:1, :1], of_member, torch.empty_like(x)).arguments[:3]
-    assert [tensor.data_ptr() % 16 for tensor in launched] == [0, 0, 0]
-    assert [stride % 16 for tensor in launched for stride in tensor.stride()[:-1]] == [0] * 6
-    assert torch.equal(launch.gated(x, x[:1, :1], of_member), twins.gated(x, x[:1, :1], of_member))
+    assert fault(launch.gating(*given, torch.empty(2, 3, 48)).arguments[2]) == 0
+    assert_within_a_rounding(launch.gated(*given), twins.gated(*given), torch.full((2, 3, 48), 10.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_check_at_a_start_finds_nothing_wrong_with_them(dtype: torch.dtype) -> None:
+    kernels = Kernels("triton", launch.norm_rotate, launch.modulate, launch.gated, launch.quantize_rows)
+
+    assert differing(kernels, torch.device("cpu"), dtype, 24, 128, 3072) == []

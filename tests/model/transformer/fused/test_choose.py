@@ -1,3 +1,4 @@
+import math
 import sys
 from dataclasses import replace
 
@@ -81,3 +82,16 @@ def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.M
     as_if_of_triton(monkeypatch, gated=lambda residual, gate, _update: residual + gate, quantize_rows=off)
 
     assert warm(CPU, *SIZES) == plain("wrong result of gated, quantize_rows")
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 1.01, torch.float32])
+def test_neither_nan_nor_another_dtype_nor_one_percent_is_near(
+    wrong: float | torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        right = twins.modulate(x, scale, shift, eps)
+        return right.to(wrong) if isinstance(wrong, torch.dtype) else right * wrong
+
+    as_if_of_triton(monkeypatch, modulate=off)
+
+    assert warm(CPU, *SIZES).reason == "wrong result of modulate"
