@@ -66,8 +66,8 @@ def stacked(batch: int, tokens: int, heads: int, channels: int, dtype: torch.dty
     ("batch", "tokens", "heads", "channels", "dtype"),
     [
         (1, 200, 24, 128, torch.bfloat16),
-        (2, 31, 24, 128, torch.bfloat16),
-        (2, 31, 24, 128, torch.float32),
+        (2, 15, 24, 128, torch.bfloat16),
+        (2, 15, 24, 128, torch.float32),
         (1, 3, 24, 128, torch.bfloat16),
         (2, 5, 3, 64, torch.float32),
         (1, 7, 1, 24, torch.bfloat16),
@@ -85,7 +85,7 @@ def test_norm_rotate(batch: int, tokens: int, heads: int, channels: int, dtype: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize(("tokens", "width"), [(99, 3072), (3, 3072), (5, 96), (4, 40)])
+@pytest.mark.parametrize(("tokens", "width"), [(33, 3072), (3, 3072), (5, 96), (4, 40)])
 def test_modulate(tokens: int, width: int, members: int, dtype: torch.dtype) -> None:
     x = random(2, tokens + 2, width, dtype=dtype)[:, 1:-1] * 50 + 4  # the text's rows of a joint sequence
     scale, shift = random(members, 1, 2 * width, dtype=dtype, seed=3).chunk(2, dim=-1)
@@ -107,7 +107,7 @@ def test_each_token_may_have_a_row_of_its_own(function: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize(("tokens", "width"), [(33, 3072), (3, 3072), (5, 96), (4, 40)])
+@pytest.mark.parametrize(("tokens", "width"), [(17, 3072), (3, 3072), (5, 96), (4, 40)])
 def test_gated(tokens: int, width: int, members: int, dtype: torch.dtype) -> None:
     residual = random(2, tokens, width, dtype=dtype) * 50
     gate = random(members, 1, width, dtype=dtype, seed=3)
@@ -127,7 +127,7 @@ def rows_of_all_sizes(rows: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "width"), [(199, 3072), (33, 12288), (3, 12288), (5, 272)])
+@pytest.mark.parametrize(("rows", "width"), [(199, 3072), (17, 12288), (3, 12288), (5, 272)])
 def test_quantize_rows(rows: int, width: int, dtype: torch.dtype) -> None:
     matrix = rows_of_all_sizes(rows, width, dtype)
 
