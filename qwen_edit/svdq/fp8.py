@@ -12,9 +12,6 @@ DTYPE = torch.float8_e4m3fn
 LARGEST = torch.finfo(DTYPE).max
 """448: what the largest value of a row is scaled to. A larger one would become NaN, not 448."""
 
-LEAST = torch.finfo(torch.float32).tiny
-"""The least scale, for a row of zeros."""
-
 FP8_MODULES = tuple(name for module in SVDQ_MODULES for name in stock_modules(module))
 """The layers of a block, under their stock names, whose weights are kept in fp8."""
 
@@ -52,5 +49,8 @@ def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Values under a 2¹⁵th of their row's largest are rounded to steps of a fixed size instead.
     """
-    scales = (torch.linalg.vector_norm(matrix, torch.inf, dim=1, keepdim=True).float() / LARGEST).clamp(min=LEAST)
+    scales = (torch.linalg.vector_norm(matrix, torch.inf, dim=1, keepdim=True).float() / LARGEST).clamp(min=_LEAST)
     return (matrix / scales).to(DTYPE), scales
+
+
+_LEAST = torch.finfo(torch.float32).tiny  # for a row of zeros

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qwen_edit.model.transformer.fused import triton_kernels
-from qwen_edit.svdq.fp8 import DTYPE, LARGEST, LEAST
+from qwen_edit.svdq.fp8 import DTYPE, LARGEST
 
 ALIGNMENT = 16
 """Bytes and elements. Triton reads 16 bytes at a time where it knows that a row begins at a multiple of them, and
@@ -21,6 +21,9 @@ VALUES_OF_PROGRAM = 1024
 
 VALUES_OF_WARP = 1024
 """What a warp has of a row that has to stay in registers: 32 values a thread."""
+
+LEAST = torch.finfo(torch.float32).tiny
+"""The scale of a row of zeros, as in `qwen_edit.svdq.fp8`."""
 
 
 class Launch(NamedTuple):

@@ -68,7 +68,7 @@ def modulate(
     width: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """`twins.modulate` for one token; `*_of_*` are strides in elements, 0 along what is expanded."""
+    """`twins.modulate` for one token, whose norm is not rounded; `*_of_*` are strides, 0 along what is expanded."""
     row = tl.program_id(0).to(tl.int64)
     batch, token = row // tokens, row % tokens
     column = tl.arange(0, block)
@@ -77,7 +77,6 @@ def modulate(
     values = tl.load(x + batch * x_of_batch + token * x_of_token + column, mask=inside, other=0.0).to(tl.float32)
     centred = tl.where(inside, values - tl.sum(values, axis=0) / width, 0.0)
     normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps)
-    normed = normed.to(result.dtype.element_ty).to(tl.float32)
 
     scales = tl.load(scale + batch * scale_of_batch + token * scale_of_token + column, mask=inside, other=0.0)
     shifts = tl.load(shift + batch * shift_of_batch + token * shift_of_token + column, mask=inside, other=0.0)

@@ -28,16 +28,19 @@ def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor) -> Ten
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis, without weight and bias of its own, then `· (1 + scale) + shift`.
+    """LayerNorm over the last axis, without weight and bias of its own, then `· (1 + scale) + shift`, rounded once.
 
-    The norm and `1 + scale` are each rounded to the dtype of x; product and sum are rounded once.
+    Before, `1 + scale` is rounded to the dtype of x; where each member of a batch has a scale, the norm is too.
 
     Args:
         x: [batch, tokens, width].
         scale: what can be expanded to the shape of x: [1 or batch, 1, width].
         shift: likewise.
     """
-    return torch.addcmul(shift, layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
+    width = x.shape[-1:]
+    if scale.numel() == shift.numel() == x.shape[-1]:
+        return layer_norm(x, width, 1 + scale.flatten(), shift.flatten(), eps)
+    return torch.addcmul(shift, layer_norm(x, width, eps=eps), 1 + scale)
 
 
 def gated(residual: Tensor, gate: Tensor, update: Tensor) -> Tensor:
