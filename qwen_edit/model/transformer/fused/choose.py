@@ -64,11 +64,9 @@ def warm(device: torch.device, dtype: torch.dtype, heads: int, channels: int, wi
     Returns:
         `kernels_for` the device; PyTorch's, with the reason, where a kernel cannot be had or computes something else.
     """
-    kernels = kernels_for(device)
-    if kernels.name == "torch":
-        return kernels
     try:
-        wrong = differing(kernels, device, dtype, heads, channels, width)
+        kernels = kernels_for(device)
+        wrong = differing(kernels, device, dtype, heads, channels, width) if kernels.name == "triton" else []
     except Exception as error:  # of a compiler, a linker, a driver, a folder that cannot be written to
         return plain(f"{type(error).__name__}: {error}")
     return plain(f"wrong result of {', '.join(wrong)}") if wrong else kernels
