@@ -12,6 +12,7 @@ TRIED = {
     "runpod": "1.12.0",
     "torch": "2.13.0",
     "transformers": "5.24.0",
+    "triton": "3.6.0",
 }
 """Package → the version that its names were tried with; of nunchaku the release that the worker was written for."""
 
@@ -34,6 +35,7 @@ ENGINE_FILE = "qwen_edit/model/transformer/nunchaku_engine.py"
 FUSED_FILE = "qwen_edit/model/transformer/fused_attention.py"
 COMPILE_FILE = "qwen_edit/model/transformer/compile.py"
 SDK_FILE = "qwen_edit/serving/runpod_sdk.py"
+BUILD_FILE = "qwen_edit/model/transformer/fused/build.py"
 WINDOWS_FILE = "qwen_edit/model/vision_windows.py"
 
 VAE_MODULE = "diffusers.models.autoencoders.autoencoder_kl_qwenimage"
@@ -52,6 +54,7 @@ NO_FUSED = "`QWEN_EDIT_FUSED_QKV=1` is refused with a sentence; without it the n
 NO_COMPILER = "`QWEN_EDIT_COMPILE=1` fails in the first edit; everything else runs."
 NO_DEMO = "The demo model cannot be trained anew."
 SDK_LOOP = "The SDK's own loop takes the jobs, without progress; the log says `queue of the SDK`."
+NO_BUILD = "The kernels cannot be compiled without a GPU: a worker compiles them, which takes a C compiler."
 NO_BAKE = "`python -m builder bake` fails; what is baked runs."
 
 ROWS = (
@@ -137,6 +140,11 @@ ROWS = (
     ForeignName("transformers.vision_utils.get_vision_cu_seqlens", (WINDOWS_FILE,), NO_WINDOWS),
     ForeignName("transformers.vision_utils.get_vision_position_ids", (WINDOWS_FILE,), NO_WINDOWS),
     ForeignName("transformers.vision_utils.get_vision_window_index", (WINDOWS_FILE,), NO_WINDOWS),
+    ForeignName("triton.backends.compiler.GPUTarget", (BUILD_FILE,), NO_BUILD),
+    ForeignName("triton.backends.nvidia.driver.CudaLauncher", (BUILD_FILE,), NO_BUILD),
+    ForeignName("triton.backends.nvidia.driver.CudaUtils", (BUILD_FILE,), NO_BUILD),
+    ForeignName("triton.runtime.driver.set_active", (BUILD_FILE,), NO_BUILD),
+    ForeignName("triton.runtime.jit.JITFunction.warmup", ("qwen_edit/model/transformer/fused/launch.py",), NO_BUILD),
 )
 
 

@@ -1,5 +1,6 @@
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -36,7 +37,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_each_name_is_there() -> None:
-    missing = [row.name for row in ROWS if not is_there(row.name)]
+    # Triton is there on Linux alone.
+    looked_for = [row.name for row in ROWS if row.package != "triton" or importlib.util.find_spec("triton")]
+    missing = [name for name in looked_for if not is_there(name)]
     assert not missing, "renamed or gone; find what took their place, and change the rows"
 
 
