@@ -72,6 +72,10 @@ RUN [ "$PROFILE" = tiny ] || python -m builder.bake --components original \
 COPY requirements/torch.lock requirements/
 RUN [ "$PROFILE" = tiny ] || pip install --no-compile --no-deps --require-hashes -r requirements/torch.lock
 
+# Triton compiles what starts a kernel with it, and QWEN_EDIT_COMPILE=1 what torch.compile writes.
+RUN [ "$PROFILE" = tiny ] || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*; }
+
 # The engine is not in a lock: its release page publishes no hash. Given NUNCHAKU_SHA256, the wheel must match it; left
 # empty, whatever that address serves is installed.
 ARG NUNCHAKU_WHEEL=https://github.com/nunchaku-ai/nunchaku/releases/download/v1.2.1/nunchaku-1.2.1+cu12.8torch2.10-cp311-cp311-linux_x86_64.whl
@@ -103,6 +107,12 @@ COPY builder/ builder/
 COPY qwen_edit/ qwen_edit/
 COPY handler.py verify_models.py test_input.json LICENSE ./
 RUN python -m compileall -q --invalidation-mode unchecked-hash builder qwen_edit handler.py verify_models.py
+
+# Triton's kernels for every capability that is served, so that no start compiles one. Their paths are part of them. The
+# worker may add to them, for a card that is not among these.
+ENV TRITON_CACHE_DIR=/opt/kernels
+RUN [ "$PROFILE" = tiny ] || { python -m qwen_edit.model.transformer.fused.build --folder "$TRITON_CACHE_DIR" \
+    && chown -R worker "$TRITON_CACHE_DIR"; }
 
 # On `auto` the image refuses to serve where PyTorch finds no GPU, because NVIDIA_VISIBLE_DEVICES below asks for one.
 ARG DEVICE=auto

@@ -39,6 +39,7 @@ class Settings:
     offload: Offload = "auto"
     compiled: bool = False
     fused_qkv: bool = False
+    triton: bool = True
     lean_imports: bool = True
     allow_download: bool = False
     allow_urls: bool = False
@@ -149,6 +150,7 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "QWEN_EDIT_OFFLOAD": ("offload", lambda name, text: _choice(name, text, get_args(Offload))),
     "QWEN_EDIT_COMPILE": ("compiled", _switch),
     "QWEN_EDIT_FUSED_QKV": ("fused_qkv", _switch),
+    "QWEN_EDIT_TRITON": ("triton", _switch),
     "QWEN_EDIT_LEAN_IMPORTS": ("lean_imports", _switch),
     "QWEN_EDIT_ALLOW_DOWNLOAD": ("allow_download", _switch),
     "QWEN_EDIT_ALLOW_URLS": ("allow_urls", _switch),

@@ -42,7 +42,7 @@ NEEDS_NO_GAPS = {"aten.rms_norm", "aten.layer_norm"}
 """Whose CUDA kernels copy an input that is a part of something larger; these two more passes are counted as well."""
 
 KERNELS = ("norm_rotate", "modulate", "gated")
-"""Of `qwen_edit.model.transformer.kernels`."""
+"""Of `qwen_edit.model.transformer.fused.twins`."""
 
 
 class Traffic(TorchDispatchMode):

@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from qwen_edit.errors import EditError, ModelUnavailable
 from qwen_edit.loading.processor import load_processor
+from qwen_edit.loading.switches import Switches
 from qwen_edit.loading.tokenizer import load_tokenizer
 from qwen_edit.machine.backend import BackendName
 from qwen_edit.machine.device import out_of_memory
@@ -24,6 +25,7 @@ from qwen_edit.model.text_encoder import load_text_encoder
 from qwen_edit.model.transformer.compile import compile_blocks
 from qwen_edit.model.transformer.dense import build_dense
 from qwen_edit.model.transformer.expansion import Expanded
+from qwen_edit.model.transformer.fused.choose import PLAIN, Kernels
 from qwen_edit.model.transformer.nunchaku import load_nunchaku
 from qwen_edit.model.vae import load_vae
 from qwen_edit.store.catalog import Checkpoint
@@ -102,21 +104,21 @@ def load_scheduler(base: Path, checkpoint: Checkpoint) -> FlowMatchEulerDiscrete
 
 
 def build_transformer(
-    backend: BackendName, expanded: Expanded, *, compiled: bool = False, fused_qkv: bool = False
+    backend: BackendName, expanded: Expanded, switches: Switches, kernels: Kernels | None = None
 ) -> QwenImageTransformer2DModel:
     """The transformer of a backend around what was expanded for it.
 
     Args:
-        compiled: whether its blocks are compiled, which the first edit waits for; of a dense backend.
-        fused_qkv: whether the engine's fused product is used; of the nunchaku backend.
+        switches: how it computes.
+        kernels: of a dense backend; PyTorch's where left out.
 
     Raises:
         ModelUnavailable: the tensors are not those of the checkpoint's configuration, or the engine is not there.
     """
     if backend == "nunchaku":
-        return load_nunchaku(expanded.info, expanded.tensors, expanded.dtype, fused_qkv=fused_qkv)
-    transformer = build_dense(expanded, fp8=backend == "dense-fp8")
-    if compiled:
+        return load_nunchaku(expanded.info, expanded.tensors, expanded.dtype, fused_qkv=switches.fused_qkv)
+    transformer = build_dense(expanded, kernels or PLAIN, fp8=backend == "dense-fp8")
+    if switches.compiled:
         compile_blocks(transformer)
     return transformer
 

@@ -45,9 +45,9 @@ class IncomingModel:
             ModelUnavailable: a file is missing or damaged.
         """
         path, place = checkpoint
-        self._info = read_header(path)
+        self.info = read_header(path)
         self._places = {**files, path: place}
-        portions = {path: portions_of(self._info, form)}
+        portions = {path: portions_of(self.info, form)}
         with ExitStack() as opened:
             # Ends last: it waits for what it expands, which stops once that is not read any more.
             expanding = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="expand"))
@@ -56,7 +56,7 @@ class IncomingModel:
                 for device in dict.fromkeys(self._places.values())
             }
             packed = self._weights[place].portions(path)
-            self._expanded = expanding.submit(expand, self._info, packed, form, dtype)
+            self._expanded = expanding.submit(expand, self.info, packed, form, dtype)
             self._opened = opened.pop_all()
 
     def weights_of(self, file: Path) -> Weights:

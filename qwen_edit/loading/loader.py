@@ -15,6 +15,7 @@ from qwen_edit.edit.hooks import never
 from qwen_edit.errors import Cancelled
 from qwen_edit.loading.imports.lean import lean_imports
 from qwen_edit.loading.incoming import IncomingModel
+from qwen_edit.loading.switches import Switches
 from qwen_edit.machine.device import MachineSetup, choose_dtype, set_up
 from qwen_edit.machine.gpu_memory import weight_bytes
 from qwen_edit.model.transformer.expansion import FORMATS, Expanded, portions_of, refill
@@ -28,6 +29,7 @@ from qwen_edit.weights.stoppable import Stoppable
 
 if TYPE_CHECKING:
     from qwen_edit.model.pipeline import EditPipeline
+    from qwen_edit.model.transformer.fused.choose import Kernels
 
 HOST = torch.device("cpu")
 
@@ -41,7 +43,8 @@ class Loader:
         self._form = FORMATS[setup.choice.backend]
         self._dtype = choose_dtype(setup.device)
         self._present: CheckpointInfo | None = None
-        self._compiled = self._fused_qkv = False
+        self._switches = Switches()
+        self._kernels: Kernels | None = None
         self.checkpoint: Checkpoint | None = None
         """The one that is loaded; None after a change that failed."""
 
@@ -89,26 +92,26 @@ class Loader:
                 engine_class()
             yield
 
-    def assemble(
-        self, incoming: IncomingModel, checkpoint: Checkpoint, *, compiled: bool, fused_qkv: bool = False
-    ) -> "EditPipeline":
+    def assemble(self, incoming: IncomingModel, checkpoint: Checkpoint, switches: Switches) -> "EditPipeline":
         """Build the pipeline around what comes.
 
         Args:
             incoming: from `begin`.
-            compiled: whether the transformer's blocks are compiled, which the first edit waits for.
-            fused_qkv: whether the nunchaku backend uses the engine's fused product.
+            switches: how the transformer computes.
 
         Raises:
             ModelUnavailable: a part is missing or damaged.
             Cancelled: the flag that `begin` was given was set.
         """
         from qwen_edit.loading.assembly import load_base
+        from qwen_edit.loading.kernels import choose_kernels
         from qwen_edit.model.offload.turns import DeviceTurns, Stays
 
-        self._compiled, self._fused_qkv = compiled, fused_qkv
+        self._switches = switches
+        if self._form.is_dense:
+            self._kernels = choose_kernels(self.setup.device, self._dtype, incoming.info.config, switches)
         stays = Stays(*self.setup.stays)
-        turns = DeviceTurns(self.setup.device, stays, whole=compiled) if self._is_offloaded else None
+        turns = DeviceTurns(self.setup.device, stays, whole=switches.compiled) if self._is_offloaded else None
         pipeline = load_base(
             self._models / BASE_FOLDER,
             incoming.weights_of,
@@ -168,7 +171,7 @@ class Loader:
 
         backend = self.setup.choice.backend
         scheduler = load_scheduler(self._models / BASE_FOLDER, checkpoint)
-        transformer = build_transformer(backend, expanded, compiled=self._compiled, fused_qkv=self._fused_qkv)
+        transformer = build_transformer(backend, expanded, self._switches, self._kernels)
         expanded.tensors.clear()  # they are the transformer's now, to let go of
         if self.setup.offload == "blocks":
             offload_blocks(transformer)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qwen_edit.contract.response import StartTimings
 from qwen_edit.errors import Cancelled
+from qwen_edit.loading.switches import Switches
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import Checkpoint
 from qwen_edit.store.folder import base_weights
@@ -51,7 +52,8 @@ def load(
 
             imported = time.perf_counter()
             _go_on(is_cancelled)
-            pipeline = loader.assemble(incoming, checkpoint, compiled=settings.compiled, fused_qkv=settings.fused_qkv)
+            switches = Switches(settings.compiled, settings.fused_qkv, settings.triton)
+            pipeline = loader.assemble(incoming, checkpoint, switches)
     return loader, pipeline, _timings(started, imported, incoming)
 
 

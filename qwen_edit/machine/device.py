@@ -18,6 +18,7 @@ from qwen_edit.machine.host_memory import available_bytes
 from qwen_edit.machine.setup import Choice, choose_setup
 from qwen_edit.settings import Settings
 from qwen_edit.svdq.checkpoint import CheckpointInfo
+from qwen_edit.svdq.fp8 import quantize_rows, row_product
 
 DRIVER = Path("/dev/nvidiactl")
 """NVIDIA's driver on Linux: it is there in each container that was given a GPU."""
@@ -91,6 +92,8 @@ def set_up(settings: Settings, text_encoder: int, vae: int, checkpoint: Checkpoi
         itemsize=choose_dtype(device).itemsize,
     )
     choice, memory = choose_setup(settings, card, find_engine(), sizes, available_bytes())
+    if choice.backend == "dense-fp8" and card:
+        require_row_product(device, card)
     stays = memory.stays(card.free) if memory and card else (0, 0)
     return MachineSetup(device, choice, memory, attention_kernel(device), stays)
 
@@ -129,6 +132,27 @@ def find_device(settings: Settings) -> torch.device:
 
 def _driver_sign() -> str | None:
     return f"{DRIVER} exists" if DRIVER.exists() else None
+
+
+def require_row_product(device: torch.device, card: Card) -> None:
+    """Multiply two small matrices in fp8 as a layer does, before anything is read for it.
+
+    Whether a GPU of compute capability 12.x does so depends on the CUDA that PyTorch was built with (pytorch issue
+    192707).
+
+    Raises:
+        ModelUnavailable: it does not.
+    """
+    rows, scales = quantize_rows(torch.ones(32, 3072, dtype=torch.bfloat16, device=device))
+    weight, weight_scale = quantize_rows(torch.ones(3072, 3072, dtype=torch.bfloat16, device=device))
+    try:
+        row_product(rows, scales, weight, weight_scale, torch.zeros_like(weight_scale[:, 0]).bfloat16(), torch.bfloat16)
+        wait_for(device)
+    except RuntimeError as error:
+        raise ModelUnavailable(
+            f"QWEN_EDIT_BACKEND is dense-fp8, but PyTorch {torch.__version__} does not multiply in fp8 by rows on "
+            f"{card}: {str(error).splitlines()[0][:120]}; set QWEN_EDIT_BACKEND=dense, or take a build for CUDA 12.8"
+        ) from error
 
 
 def attention_kernel(device: torch.device) -> str | None:

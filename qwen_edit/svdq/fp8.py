@@ -54,3 +54,31 @@ def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _LEAST = torch.finfo(torch.float32).tiny  # for a row of zeros
+
+
+def row_product(
+    rows: Tensor, scales: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """`x Wᵀ + b` on the tensor cores: [M, N] in `dtype`, which on CUDA is bfloat16.
+
+    Args:
+        rows: x in fp8, [M, K].
+        scales: of its rows, float32 [M, 1].
+        weight: W in fp8, [N, K]; K and N are multiples of 16.
+        weight_scale: of its rows, float32 [N, 1].
+        bias: [N] in `dtype`.
+
+    Raises:
+        RuntimeError: this device does not compute it with this build of PyTorch.
+    """
+    # The second operand is column-major, as cuBLAS and CUTLASS want it, which Wᵀ is without a copy. The faster
+    # accumulation keeps fewer bits of the sum than float32 has, and many more than the operands.
+    return torch._scaled_mm(
+        rows,
+        weight.t(),
+        scale_a=scales,
+        scale_b=weight_scale.t(),
+        bias=bias,
+        out_dtype=dtype,
+        use_fast_accum=True,
+    )

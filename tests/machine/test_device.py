@@ -120,6 +120,26 @@ def test_a_gpu_that_is_meant_and_cannot_be_used_is_said_and_the_cpu_does_not_sta
     assert chosen({**environ, "QWEN_EDIT_DEVICE": "cpu"}, monkeypatch, tmp_path, driver=driver) == "cpu"
 
 
+def test_a_build_that_does_not_multiply_fp8_by_rows_is_told_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, card = torch.device("cpu"), Card("RTX 5090", (12, 0), 33 * GB, 33 * GB)
+    products: list[int] = []
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul\nat a place")
+
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *_, **__: products.append(1))
+    device.require_row_product(cpu, card)
+    assert products == [1]
+
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    with pytest.raises(
+        ModelUnavailable, match=r"RTX 5090 .*: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul; "
+    ):
+        device.require_row_product(cpu, card)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_read(models: Path) -> None:

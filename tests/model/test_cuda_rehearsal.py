@@ -18,6 +18,7 @@ from qwen_edit.edit.plan import Plan
 from qwen_edit.loading import incoming as loading
 from qwen_edit.loading.loader import Loader
 from qwen_edit.loading.start import load
+from qwen_edit.loading.switches import Switches
 from qwen_edit.machine.backend import BackendName
 from qwen_edit.machine.device import MachineSetup
 from qwen_edit.machine.gpu_memory import MemoryWay
@@ -75,7 +76,7 @@ def setup_for(backend: BackendName) -> MachineSetup:
 def loaded(models: Path, backend: BackendName = "dense", *, fused_qkv: bool = False) -> tuple[Loader, EditPipeline]:
     loader = Loader(models, setup_for(backend))
     with loader.begin(base_weights(models), LIGHTNING, lambda: False) as incoming:
-        return loader, loader.assemble(incoming, LIGHTNING, compiled=False, fused_qkv=fused_qkv)
+        return loader, loader.assemble(incoming, LIGHTNING, Switches(fused_qkv=fused_qkv))
 
 
 def render(

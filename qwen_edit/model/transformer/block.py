@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qwen_edit.model.transformer.kernels import gated, modulate, norm_rotate
+from qwen_edit.model.transformer.fused.choose import PLAIN, Kernels
 from qwen_edit.model.transformer.rotary import Positions
 
 EPS = 1e-6
@@ -19,22 +19,24 @@ EPS = 1e-6
 class Block(nn.Module):
     """Picture and text attend to each other; each has its own weights and its own MLP."""
 
-    def __init__(self, heads: int, channels: int, *, zero_cond_t: bool = False) -> None:
+    def __init__(self, heads: int, channels: int, kernels: Kernels = PLAIN, *, zero_cond_t: bool = False) -> None:
         """Make a block of the width `heads · channels`.
 
         Args:
             heads: of the attention.
             channels: of a head.
+            kernels: what computes between the matrix products.
             zero_cond_t: whether the tokens of the pictures to edit are modulated as at timestep 0.
         """
         super().__init__()
         width = heads * channels
         self.img_mod: nn.Module = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.txt_mod: nn.Module = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.attn = JointAttention(heads, channels)
+        self.attn = JointAttention(heads, channels, kernels)
         self.img_mlp = FeedForward(width)
         self.txt_mlp = FeedForward(width)
         self._zero_cond_t = zero_cond_t
+        self._modulate, self._gated = kernels.modulate, kernels.gated
 
     def forward(
         self,
@@ -63,20 +65,51 @@ class Block(nn.Module):
         of_picture = self.img_mod(temb).chunk(2, dim=-1)
         of_text = self.txt_mod(temb.chunk(2)[0] if self._zero_cond_t else temb).chunk(2, dim=-1)
         to_picture, to_text = self.attn(
-            _modulated(picture, of_picture[0], drawn), _modulated(text, of_text[0]), at, encoder_hidden_states_mask
+            self._modulated(picture, of_picture[0], drawn),
+            self._modulated(text, of_text[0]),
+            at,
+            encoder_hidden_states_mask,
         )
-        picture, text = _updated(picture, of_picture[0], to_picture, drawn), _updated(text, of_text[0], to_text)
-        to_picture = self.img_mlp(_modulated(picture, of_picture[1], drawn))
-        to_text = self.txt_mlp(_modulated(text, of_text[1]))
-        return _updated(text, of_text[1], to_text), _updated(picture, of_picture[1], to_picture, drawn)
+        picture, text = (
+            self._updated(picture, of_picture[0], to_picture, drawn),
+            self._updated(text, of_text[0], to_text),
+        )
+        to_picture = self.img_mlp(self._modulated(picture, of_picture[1], drawn))
+        to_text = self.txt_mlp(self._modulated(text, of_text[1]))
+        return self._updated(text, of_text[1], to_text), self._updated(picture, of_picture[1], to_picture, drawn)
+
+    def _modulated(self, x: Tensor, rows: Tensor, drawn: int | None = None) -> Tensor:
+        """Norm and modulate a stream.
+
+        Args:
+            rows: shift, scale and gate, [1 or batch, 3 · width]; twice as many rows where `drawn` is given.
+            drawn: how many of the tokens the first half of the rows is for; the second half is for the rest.
+        """
+        if drawn is not None:
+            first, rest = rows.chunk(2)
+            return torch.cat([self._modulated(x[:, :drawn], first), self._modulated(x[:, drawn:], rest)], dim=1)
+        shift, scale, _ = rows[:, None].chunk(3, dim=-1)
+        return self._modulate(x, scale, shift, EPS)
+
+    def _updated(self, x: Tensor, rows: Tensor, update: Tensor, drawn: int | None = None) -> Tensor:
+        """Add to a stream through its gate; see `_modulated`."""
+        if drawn is not None:
+            first, rest = rows.chunk(2)
+            halves = (
+                self._updated(x[:, :drawn], first, update[:, :drawn]),
+                self._updated(x[:, drawn:], rest, update[:, drawn:]),
+            )
+            return torch.cat(halves, dim=1)
+        return self._gated(x, rows[:, None].chunk(3, dim=-1)[2], update)
 
 
 class JointAttention(nn.Module):
     """The attention of text and picture together, with one product for queries, keys and values of each."""
 
-    def __init__(self, heads: int, channels: int) -> None:
+    def __init__(self, heads: int, channels: int, kernels: Kernels) -> None:
         super().__init__()
         width = heads * channels
+        self._norm_rotate = kernels.norm_rotate
         self.to_qkv = nn.Linear(width, 3 * width)
         self.add_qkv_proj = nn.Linear(width, 3 * width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
@@ -90,14 +123,21 @@ class JointAttention(nn.Module):
         q, k, v = self.to_qkv(picture).unflatten(-1, self._heads).unbind(2)  # [batch, tokens, heads, channels]
         added_q, added_k, added_v = self.add_qkv_proj(text).unflatten(-1, self._heads).unbind(2)
         attended = _attended(
-            torch.cat([_placed(added_q, self.norm_added_q, at.text), _placed(q, self.norm_q, at.picture)], dim=1),
-            torch.cat([_placed(added_k, self.norm_added_k, at.text), _placed(k, self.norm_k, at.picture)], dim=1),
+            torch.cat(
+                [self._placed(added_q, self.norm_added_q, at.text), self._placed(q, self.norm_q, at.picture)], dim=1
+            ),
+            torch.cat(
+                [self._placed(added_k, self.norm_added_k, at.text), self._placed(k, self.norm_k, at.picture)], dim=1
+            ),
             torch.cat([added_v, v], dim=1),
             mask,
         )
         of_text, of_picture = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
         # A part of a batch has gaps, for which a linear layer would add its bias in a pass of its own.
         return self.to_out[0](of_picture.contiguous()), self.to_add_out(of_text.contiguous())
+
+    def _placed(self, x: Tensor, norm: nn.RMSNorm, positions: Tensor) -> Tensor:
+        return self._norm_rotate(x, norm.weight, EPS, positions)
 
 
 class FeedForward(nn.Module):
@@ -123,36 +163,9 @@ class _Widening(nn.Module):
         return functional.gelu(self.proj(x), approximate="tanh")
 
 
-def _placed(x: Tensor, norm: nn.RMSNorm, positions: Tensor) -> Tensor:
-    return norm_rotate(x, norm.weight, EPS, positions)
-
-
 def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention over [batch, text and picture, heads, channels]; with its heads side by side."""
     if mask is not None:  # [batch, text]; every token of a picture counts
         mask = functional.pad(mask, (0, q.shape[1] - mask.shape[1]), value=True)[:, None, None]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-def _modulated(x: Tensor, rows: Tensor, drawn: int | None = None) -> Tensor:
-    """Norm and modulate a stream.
-
-    Args:
-        rows: shift, scale and gate, [1 or batch, 3 · width]; twice as many rows where `drawn` is given.
-        drawn: how many of the tokens the first half of the rows is for; the second half is for the rest.
-    """
-    if drawn is not None:
-        first, rest = rows.chunk(2)
-        return torch.cat([_modulated(x[:, :drawn], first), _modulated(x[:, drawn:], rest)], dim=1)
-    shift, scale, _ = rows[:, None].chunk(3, dim=-1)
-    return modulate(x, scale, shift, EPS)
-
-
-def _updated(x: Tensor, rows: Tensor, update: Tensor, drawn: int | None = None) -> Tensor:
-    """Add to a stream through its gate; see `_modulated`."""
-    if drawn is not None:
-        first, rest = rows.chunk(2)
-        halves = _updated(x[:, :drawn], first, update[:, :drawn]), _updated(x[:, drawn:], rest, update[:, drawn:])
-        return torch.cat(halves, dim=1)
-    return gated(x, rows[:, None].chunk(3, dim=-1)[2], update)

@@ -8,7 +8,8 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 from torch import Tensor, nn
 
 from qwen_edit.model.blank import WithoutMemory
-from qwen_edit.svdq.fp8 import DTYPE, FP8_MODULES, quantize_rows
+from qwen_edit.model.transformer.fused.choose import PLAIN, Kernels
+from qwen_edit.svdq.fp8 import DTYPE, FP8_MODULES, row_product
 
 
 class Fp8Linear(nn.Module):
@@ -18,48 +19,44 @@ class Fp8Linear(nn.Module):
     K and N are multiples of 16, as the tensor cores want them.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        """Make a layer without numbers."""
+    def __init__(self, inputs: int, outputs: int, kernels: Kernels = PLAIN) -> None:
+        """Make a layer without numbers.
+
+        Args:
+            kernels: of which the layer takes `quantize_rows`.
+        """
         super().__init__()
+        self._quantize_rows = kernels.quantize_rows
         self.weight = _parameter(torch.empty(outputs, inputs, dtype=DTYPE))
         self.weight_scale = _parameter(torch.empty(outputs, 1, dtype=torch.float32))
         self.bias = _parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] → [..., N] in the dtype of x, which on CUDA is bfloat16: row-wise scales give no other."""
-        rows, scales = quantize_rows(x.reshape(-1, x.shape[-1]))
+        rows, scales = self._quantize_rows(x.reshape(-1, x.shape[-1]))
         product = self._on_tensor_cores if x.is_cuda else self._emulated
         return product(rows, scales, x.dtype).view(*x.shape[:-1], -1)
 
     def _on_tensor_cores(self, rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        # The second operand is column-major, as cuBLAS and CUTLASS want it, which Wᵀ is without a copy. The faster
-        # accumulation keeps fewer bits of the sum than float32 has, and many more than the operands.
-        return torch._scaled_mm(
-            rows,
-            self.weight.t(),
-            scale_a=scales,
-            scale_b=self.weight_scale.t(),
-            bias=self.bias,
-            out_dtype=dtype,
-            use_fast_accum=True,
-        )
+        return row_product(rows, scales, self.weight, self.weight_scale, self.bias, dtype)
 
     def _emulated(self, rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         product = rows.float() @ self.weight.float().t()
         return (product * scales * self.weight_scale.t() + self.bias.float()).to(dtype)
 
 
-def use_fp8(transformer: QwenImageTransformer2DModel) -> None:
+def use_fp8(transformer: QwenImageTransformer2DModel, kernels: Kernels = PLAIN) -> None:
     """Put an `Fp8Linear` in the place of each layer of `FP8_MODULES`.
 
     Args:
         transformer: the dense one, without memory: its state dict is then what `fp8_block` gives for each block.
+        kernels: see `Fp8Linear`.
     """
     with WithoutMemory():
         for block in transformer.transformer_blocks:
             for module in FP8_MODULES:
                 plain = block.get_submodule(module)
-                block.set_submodule(module, Fp8Linear(plain.in_features, plain.out_features))
+                block.set_submodule(module, Fp8Linear(plain.in_features, plain.out_features, kernels))
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

@@ -34,6 +34,9 @@ def plain(reason: str) -> Kernels:
     return Kernels("torch", twins.norm_rotate, twins.modulate, twins.gated, fp8.quantize_rows, reason)
 
 
+PLAIN = plain("not asked for")
+
+
 def kernels_for(device: torch.device) -> Kernels:
     """Choose for a device, by what is installed; `warm` also tries them.
 

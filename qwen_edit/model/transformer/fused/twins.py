@@ -1,46 +1,44 @@
-"""The functions in plain PyTorch: what the kernels have to equal, and what serves where those cannot.
+"""What is between the matrix products of a block, in plain operations that pass over memory as few times as they can.
 
-The fourth one, `quantize_rows`, is that of `qwen_edit.svdq.fp8`.
+`python -m bench.gpu.traffic` counts the passes, beside those of one kernel for each function.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, rms_norm
+from torch.nn import functional
 
 
 def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor) -> Tensor:
-    """RMSNorm over the channels, then each pair of channels turned by the angle of its token's position.
+    """The RMSNorm of queries or keys, then their rotary embedding, which turns pairs of neighbouring channels.
 
-    The norm is computed in float32 and rounded to the dtype of x, as the transformer's RMSNorm does; the turned pairs
-    are computed in float32 from that, and rounded once.
+    The norm is computed in float32 and rounded to the dtype of x with its weight applied; so is the rotation.
 
     Args:
-        x: [batch, tokens, heads, channels]; may be a view, whose innermost axis is contiguous.
-        weight: [channels].
-        positions: cosine and sine, float32 [tokens, channels / 2, 2].
+        x: [batch, tokens, heads, channels], perhaps a part of a larger product.
+        weight: of the norm, [channels].
+        eps: what is added to the mean square.
+        positions: cosine and sine of each pair's angle, float32 [tokens, channels / 2, 2].
 
     Returns:
-        As x, and contiguous.
+        [batch, tokens, heads, channels], contiguous, in the dtype of x.
     """
-    cosine, sine = positions[:, None].unbind(-1)  # [tokens, 1, channels / 2]
-    even, odd = rms_norm(x, weight.shape, weight, eps).float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2).to(x.dtype)
+    return _rotated(functional.rms_norm(x, weight.shape, weight, eps), positions)
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis, without weight and bias of its own, then `· (1 + scale) + shift`, rounded once.
-
-    Before, `1 + scale` is rounded to the dtype of x; where each member of a batch has a scale, the norm is too.
+    """`LayerNorm(x) · (1 + scale) + shift`; the norm, over the last axis, has no weights of its own.
 
     Args:
         x: [batch, tokens, width].
-        scale: what can be expanded to the shape of x: [1 or batch, 1, width].
-        shift: likewise.
+        scale: [1 or batch, 1, width].
+        shift: the same.
+        eps: what is added to the variance.
     """
     width = x.shape[-1:]
-    if scale.numel() == shift.numel() == x.shape[-1]:
-        return layer_norm(x, width, 1 + scale.flatten(), shift.flatten(), eps)
-    return torch.addcmul(shift, layer_norm(x, width, eps=eps), 1 + scale)
+    if len(scale) > 1:
+        return torch.addcmul(shift, functional.layer_norm(x, width, eps=eps), 1 + scale)
+    # As the norm's own weights they cost no pass, and no rounding in between.
+    return functional.layer_norm(x, width, 1 + scale.flatten(), shift.flatten(), eps)
 
 
 def gated(residual: Tensor, gate: Tensor, update: Tensor) -> Tensor:
@@ -48,7 +46,20 @@ def gated(residual: Tensor, gate: Tensor, update: Tensor) -> Tensor:
 
     Args:
         residual: [batch, tokens, width].
-        gate: what can be expanded to that: [1 or batch, 1, width].
+        gate: [1 or batch, 1, width].
         update: as the residual.
     """
     return torch.addcmul(residual, gate, update)
+
+
+def _rotated(x: Tensor, positions: Tensor) -> Tensor:
+    """Turn each pair of channels by the angle of its position, in float32."""
+    pairs = x.view(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., :1], pairs[..., 1:]
+    cosine, sine = positions.unbind(-1)
+    # Where the angle takes an even channel, and where it takes an odd one: [tokens, 1, channels / 2, 2].
+    of_even, of_odd = positions[:, None], torch.stack([-sine, cosine], dim=-1)[:, None]
+    turned = torch.empty_like(pairs, memory_format=torch.contiguous_format)
+    # Operands of two dtypes, and a result that is rounded as it is written: no pass only converts.
+    torch.addcmul(even * of_even, odd, of_odd, out=turned)
+    return turned.flatten(-2)
