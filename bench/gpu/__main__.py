@@ -40,7 +40,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu import full_size
-from bench.gpu.figures import SAID, TOLD, Figures, timed
+from bench.gpu.figures import SAID, TOLD, Figures, timed, used_gb
 from bench.gpu.report import Report, beside_prediction, tables
 from bench.gpu.run import MEASURES, USUAL, why_not
 from bench.predict.compared import this_card
@@ -75,6 +75,8 @@ def main() -> None:
     options.models.mkdir(parents=True, exist_ok=True)
     checkpoints = CHECKPOINTS if options.checkpoints == "both" else (LIGHTNING,)
     _write(options.models, checkpoints, device, report, tiny=options.tiny)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the memory is for the processes that follow
     results = _measure(options, device, deadline, report)
     for line in tables(results, read_header(options.models / LIGHTNING.path), rates):
         report.line(line)
@@ -125,8 +127,6 @@ def _write(models: Path, checkpoints: Sequence[Checkpoint], device: str, report:
         sys.exit(f"{models} has {free / 1e9:.0f} GB free, and the model takes {needed / 1e9:.0f} GB")
     started = time.perf_counter()
     full_size.write(models, full_size.tiny() if tiny else full_size.full(), missing, torch.device(device))
-    if device == "cuda":
-        torch.cuda.empty_cache()  # the memory is for the processes that follow
     size = sum(path.stat().st_size for path in models.rglob("*") if path.is_file())
     report.figures("written", {"GB": size / 1e9, "seconds": time.perf_counter() - started})
 
@@ -150,7 +150,16 @@ def _run(options: argparse.Namespace, run: str, device: str, deadline: float, re
         report.line(f"- {run}: left out, the time is up")
         return {}
     arguments = [run, "--models", str(options.models), "--device", device, "--side", str(options.side)]
-    arguments += ["--steps", str(options.steps), "--repeats", str(options.repeats), "--measure", measures]
+    arguments += [
+        "--others",
+        str(used_gb()),
+        "--steps",
+        str(options.steps),
+        "--repeats",
+        str(options.repeats),
+        "--measure",
+        measures,
+    ]
     if options.profile:
         arguments += ["--profile", str(options.profile / f"{run.replace('+', '-')}.txt")]
     command = [sys.executable, "-m", "bench.gpu.run", *arguments]

@@ -56,17 +56,27 @@ def tell_peaks(device: str) -> None:
     tell(**{"peak GB": memory_gb(device, "max_memory_allocated"), "taken GB": memory_gb(device, "max_memory_reserved")})
 
 
-def tell_outside(device: str) -> None:
-    """What is taken of the device beyond PyTorch's allocator: the context, kernels' code, libraries' own memory.
+def tell_outside(device: str, others: float) -> None:
+    """What this process takes of the device, and beyond PyTorch's allocator: context, kernels' code, libraries' memory.
 
-    `used GB` counts every process on the device. A CPU has the process's own memory alone.
+    A CPU has the process's own memory alone.
+
+    Args:
+        others: GB that other processes had taken before this one began; see `used_gb`.
     """
     if device != "cuda":
         tell(**{"used GB": memory_gb(device, "max_memory_reserved")})
         return
-    free, total = torch.cuda.mem_get_info()
-    used, reserved = (total - free) / 1e9, torch.cuda.memory_reserved() / 1e9
+    used, reserved = used_gb() - others, torch.cuda.memory_reserved() / 1e9
     tell(**{"used GB": used, "reserved GB": reserved, "outside GB": used - reserved})
+
+
+def used_gb() -> float:
+    """What all processes have taken of the GPU; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0.0
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 1e9
 
 
 def memory_gb(device: str, what: Literal["memory_allocated", "max_memory_allocated", "max_memory_reserved"]) -> float:

@@ -88,6 +88,8 @@ class Work:
     steps: int
     repeats: int
     measures: Sequence[str]
+    others: float
+    """GB of the device that other processes have taken."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def main() -> None:
     """Measure what the arguments say."""
     options = _options()
     measures = options.measure.split(",")
-    work = Work(options.models, options.device, options.side, options.steps, options.repeats, measures)
+    size = (options.side, options.steps, options.repeats)
+    work = Work(options.models, options.device, *size, measures, options.others)
     backend, *changes = options.run.split("+")
     subject = stock(work) if backend == STOCK else ours(work, backend, changes)
     measure(work, subject)
@@ -139,7 +142,7 @@ def measure(work: Work, subject: Subject) -> None:
     """Tell what is asked for of a model that is loaded."""
     if "memory" in work.measures and subject.warm_up:
         tell(**{"warm-up": timed(work.device, subject.warm_up)})
-        tell_outside(work.device)
+        tell_outside(work.device, work.others)
     if "edits" in work.measures:
         measure_edits(work, subject)
     elif {"length", "profile", "seed"} & set(work.measures):
@@ -340,6 +343,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--side", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--repeats", type=int, required=True)
+    parser.add_argument("--others", type=float, default=0, help="GB of the device that others have taken")
     parser.add_argument("--measure", default=USUAL, help=f"of {', '.join(MEASURES)}")
     parser.add_argument("--profile", type=Path)
     return parser.parse_args()

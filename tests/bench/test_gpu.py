@@ -11,6 +11,7 @@ from diffusers.models.transformers import transformer_qwenimage
 from bench.gpu import full_size, kernels, report
 from bench.gpu.__main__ import parse
 from bench.gpu.run import CHANGES, MEASURES
+from qwen_edit.machine.backend import Card
 from qwen_edit.store.catalog import LIGHTNING, RANK
 from qwen_edit.svdq.checkpoint import CheckpointInfo, read_header
 from qwen_edit.svdq.modules import CONFIG_DEFAULTS, expected_tensors, total_bytes
@@ -131,6 +132,22 @@ def test_what_is_measured_until_the_end_comes_is_in_the_file(tmp_path: Path) -> 
     report.Report(results).figures("dense", {"step": 0.5})
 
     assert results.read_text() == "- dense: step 0.5\n"
+
+
+def test_what_was_measured_is_printed_over_what_was_predicted() -> None:
+    measured = {"step": 1.06, "edit": 9.0, "image tokens": 8192.0, "text tokens": 1395.0, "taken GB": 51.5}
+    card = Card("NVIDIA H100 80GB HBM3", (9, 0), int(85e9), int(84e9))
+    *_, row = report.beside_prediction({"dense+flash": measured, "stock": measured}, card, steps=8)
+
+    name, load, step, edit, taken = row.strip("| ").split(" | ")
+    assert (name, load) == ("dense+flash", "–")
+    assert [float(cell) for cell in (step, edit, taken)] == pytest.approx([2, 2, 1], rel=0.05)
+
+
+def test_nothing_is_printed_over_a_prediction_for_a_card_that_is_not_known() -> None:
+    card = Card("NVIDIA T1000", (7, 5), int(8e9), int(7e9))
+
+    assert list(report.beside_prediction({"dense": {"step": 1.0}}, card, steps=8)) == []
 
 
 def test_what_there_is_no_time_for_is_named_and_left_out(random_models: Path) -> None:
