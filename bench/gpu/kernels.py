@@ -74,7 +74,7 @@ def measure_step(transformer: torch.nn.Module, edit: Callable[[], object], devic
     spent = by_operation(list(profiler.events() or ()), device)
     totals = {group: sum(spent[group].values()) for group in GROUPS}
     tell(**{f"{group} ms": milliseconds for group, milliseconds in totals.items()})
-    for line in table(spent):
+    for line in ("", *table(spent), ""):
         say(line)
 
 
