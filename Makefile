@@ -5,7 +5,7 @@ DEMO := models/demo
 
 export PYTHONUNBUFFERED = 1
 
-.PHONY: run test check fuzz bench clean
+.PHONY: run test check fuzz bench gpu-kit clean
 
 # One real edit of test_input.json through handler.py, on whatever this machine has.
 run: $(DEMO)/manifest.json
@@ -28,6 +28,7 @@ fuzz: $(INSTALLED)
 # Every benchmark that a CPU can run: more than an hour on two cores. `bench.gpu` wants a GPU.
 bench: $(INSTALLED)
 	@$(PYTHON) -m bench.gpu.memory
+	@$(PYTHON) -m bench.predict
 	@$(PYTHON) -m bench.gpu.activations
 	@$(PYTHON) -m bench.gpu.traffic
 	@$(PYTHON) -m bench.gpu.fp8
@@ -41,6 +42,10 @@ bench: $(INSTALLED)
 	@$(PYTHON) -m bench.loop queue
 	@$(PYTHON) -m bench.loop soak
 	@$(PYTHON) -m bench.loop chaos
+
+# An archive for a machine with a GPU and without a network, and the commands to run there. Downloads 24 MB of wheels.
+gpu-kit: $(INSTALLED)
+	@$(PYTHON) -m bench.kit
 
 $(INSTALLED): pyproject.toml
 	@test -x $(PYTHON) || python3 -m venv $(VENV)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
+from bench.predict.arithmetic import LANGUAGE, VISION
 from builder.made import layout
 from qwen_edit.store.catalog import BASE_FOLDER, RANK, Checkpoint
 from qwen_edit.svdq.dense import MODULATIONS, SCALES
@@ -29,30 +30,14 @@ from qwen_edit.svdq.quantize import write_checkpoint
 DTYPES = {"I8": torch.int8, "I32": torch.int32, "BF16": torch.bfloat16}
 SHARD_BYTES = 5 << 30
 
+SIDE = 1024
+"""Pixels of the usual picture's sides."""
+
 NIBBLES = 4.61
 """The standard deviation of a uniform value of four bits: √((16² − 1) / 12)."""
 
 MIDDLE = -7.5
 """And what shifts it to a mean of zero."""
-
-LANGUAGE: dict[str, Any] = {
-    "vocab_size": 152064,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0},
-}
-VISION = {
-    "depth": 32,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 3584,
-}
-"""Qwen2.5-VL-7B, by the numbers of its config.json."""
 
 
 @dataclass(frozen=True)

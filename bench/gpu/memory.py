@@ -7,6 +7,7 @@ Computed from the architecture and the rows of `qwen_edit.machine.setup`; nothin
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from qwen_edit.machine.backend import BackendName, Card
@@ -73,12 +74,14 @@ _HEAD = """\
 """
 
 
+@cache
 def real_checkpoint() -> CheckpointInfo:
     """What `read_header` finds in a real file, but for the order of the tensors and where they lie."""
     tensors = expected_tensors(CONFIG_DEFAULTS, rank=128)
     return CheckpointInfo("", CONFIG_DEFAULTS, 128, cast("Mapping[str, Any]", tensors), {})
 
 
+@cache
 def real_sizes(backend: BackendName) -> ModelSizes:
     """The sizes of the published model for a backend."""
     return sizes_of(backend, TEXT_ENCODER_BYTES, VAE_BYTES, real_checkpoint())
@@ -91,15 +94,20 @@ def card_table() -> str:
         ModelUnavailable: a card of the table runs nothing.
         ValueError: cards of one line would not all run the same.
     """
-    return _HEAD + "".join(_row(_label(line), _way(line)) for line in LINES)
+    return _HEAD + "".join(_row(_label(line), way_of(line)) for line in LINES)
 
 
 def _label(line: Line) -> str:
     return line.label.format(cards=", ".join(line.cards), asked=f"`QWEN_EDIT_BACKEND={line.backend}`")
 
 
-def _way(line: Line) -> MemoryWay:
-    """The way that all cards of a line get, with the engine installed."""
+def way_of(line: Line) -> MemoryWay:
+    """The way that all cards of a line get, with the engine installed.
+
+    Raises:
+        ModelUnavailable: they run nothing.
+        ValueError: they would not all run the same.
+    """
     free = int(FREE[line.size] * 1e9)
     cards = [Card(name, CAPABILITIES[name], free, free) for name in line.cards]
     settings, engine = Settings(backend=line.backend), Engine("installed", None)

@@ -3,32 +3,39 @@
 import argparse
 import base64
 import io
-import json
-import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.gpu.figures import (
+    Figures,
+    elapsed,
+    memory_gb,
+    settle,
+    tell,
+    tell_outside,
+    tell_peaks,
+    timed,
+)
+from bench.gpu.kernels import measure_step
 from qwen_edit import Editor, EditRequest
 from qwen_edit.edit.prepare import prepare
 from qwen_edit.settings import Backend, Device, Settings
 from qwen_edit.store.catalog import BASE_FOLDER, LIGHTNING
 
 PHOTO = Path(__file__).parents[2] / "tests" / "photos" / "rocket.jpg"
-
-TOLD = "figures: "
-"""What a line of figures begins with; the rest is JSON."""
 
 STAGES = ("prompt", "vae_encode", "denoise", "vae_decode")
 
@@ -43,13 +50,43 @@ CUDNN_FIRST = [
 ]
 """The kernels of an attention, of which the first that can is taken: with `cudnn`, in the encoders as well."""
 
-Figures = dict[str, float]
+CHANGES: Mapping[str, str] = {
+    "compile": "compiled blocks",
+    "cudnn": "cuDNN's attention first",
+    "flash": "none of cuDNN's attention at all",
+    "fused": "the engine's fused product of queries, keys and values",
+    "torch": "none of Triton's kernels",
+}
+"""What a run can change of a backend, after a plus sign."""
+
+STOCK = "stock"
+BACKENDS = (*(name for name in get_args(Backend) if name != "auto"), STOCK)
+
+MEASURES: Mapping[str, str] = {
+    "load": "load",
+    "memory": "used GB",
+    "edits": "step",
+    "length": "other length",
+    "profile": "products ms",
+    "seed": "largest difference",
+}
+"""What can be measured, in this order, and a figure that tells that it was. Without a load nothing else is."""
+
+USUAL = "load,edits,length"
+
+
+def why_not(run: str) -> str | None:
+    """Why a run does not exist, in words that follow its name; None where it does."""
+    backend, *changes = run.split("+")
+    if backend not in BACKENDS:
+        return f"expected one of {', '.join(BACKENDS)}"
+    return None if set(changes) <= set(CHANGES) else f"expected changes {', '.join(CHANGES)}"
 
 
 class Edit(Protocol):
     """Edits one picture with one prompt, both by number; `more` is added to the prompt."""
 
-    def __call__(self, number: int, more: str = "") -> None: ...
+    def __call__(self, number: int, more: str = "") -> Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +98,26 @@ class Work:
     side: int
     steps: int
     repeats: int
+    measures: Sequence[str]
+    others: float
+    """GB of the device that other processes have taken."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is loaded.
+
+    Attributes:
+        steady: the figures of the edits after the first one.
+        forget: lets go of what is kept for an edit of the same picture and prompt.
+        warm_up: as the worker does before its first job; None where there is none.
+    """
+
+    edit: Edit
+    transformer: torch.nn.Module
+    steady: Callable[[], Figures]
+    forget: Callable[[], None]
+    warm_up: Callable[[], None] | None
 
 
 class Counter:
@@ -82,18 +139,37 @@ class Counter:
 def main() -> None:
     """Measure what the arguments say."""
     options = _options()
-    work = Work(options.models, options.device, options.side, options.steps, options.repeats)
-    if options.run == "stock":
-        edit = measure_stock(work)
-    else:
-        backend, *changes = options.run.split("+")
-        edit = measure_ours(work, backend, changes, load_only=options.load_only)
-    if options.profile:
-        write_profile(work, edit, options.profile)
+    measures = options.measure.split(",")
+    size = (options.side, options.steps, options.repeats)
+    work = Work(options.models, options.device, *size, measures, options.others)
+    backend, *changes = options.run.split("+")
+    subject = stock(work) if backend == STOCK else ours(work, backend, changes)
+    measure(work, subject)
+    if options.profile and measures != ["load"]:
+        write_profile(work, subject.edit, options.profile)
 
 
-def measure_ours(work: Work, backend: Backend, changes: list[str], *, load_only: bool) -> Edit:
-    """Load with the editor and edit; `changes` are `compile`, `fused`, `cudnn` and `flash`."""
+def measure(work: Work, subject: Subject) -> None:
+    """Tell what is asked for of a model that is loaded."""
+    if "memory" in work.measures and subject.warm_up:
+        tell(**{"warm-up": timed(work.device, subject.warm_up)})
+        tell_outside(work.device, work.others)
+    if "edits" in work.measures:
+        measure_edits(work, subject)
+    elif {"length", "profile", "seed"} & set(work.measures):
+        subject.edit(0)  # what is done only once
+    if "length" in work.measures:
+        tell(**{"other length": timed(work.device, lambda: subject.edit(work.repeats + 1, LONGER))})
+    if "profile" in work.measures:
+        measure_step(subject.transformer, lambda: subject.edit(1), work.device, call=min(1, work.steps - 1))
+    if "seed" in work.measures:
+        measure_seed(subject)
+    if work.measures != ["load"]:
+        tell_peaks(work.device)
+
+
+def ours(work: Work, backend: Backend, changes: list[str]) -> Subject:
+    """Load with the editor; `changes` are keys of `CHANGES`."""
     if "compile" in changes:
         import_module("torch._dynamo")  # ahead of diffusers, which marks its functions for the compiler
     if "flash" in changes:
@@ -104,6 +180,7 @@ def measure_ours(work: Work, backend: Backend, changes: list[str], *, load_only:
         backend=backend,
         compiled="compile" in changes,
         fused_qkv="fused" in changes,
+        triton="torch" not in changes,
     )
     editor = Editor.load(settings)
     if editor.start is None:
@@ -115,24 +192,23 @@ def measure_ours(work: Work, backend: Backend, changes: list[str], *, load_only:
     counter = Counter(pipeline.transformer)
     stages: list[dict[str, float]] = []
 
-    def edit(number: int, more: str = "") -> None:
+    def edit(number: int, more: str = "") -> Image.Image:
         prepared = prepare(_request(work, number, more), settings)
         with sdpa_kernel(CUDNN_FIRST, set_priority=True) if "cudnn" in changes else nullcontext():
             rendered = editor.render(replace(prepared, plan=replace(prepared.plan, steps=work.steps)))
         stages.append(rendered.stages_ms)
+        return rendered.pictures[0]
 
-    if load_only:
-        return edit
-    measure_edits(work, edit)
-    steady = {stage: statistics.median(one[stage] / 1000 for one in stages[1:]) for stage in STAGES}
-    tell(step=steady["denoise"] / work.steps, **steady, **counter.figures)
-    tell(**{"edit again": timed(work.device, lambda: edit(0))})  # the first one's picture and prompt
-    tell(**{"other length": timed(work.device, lambda: edit(work.repeats + 1, LONGER))})
-    tell_peaks(work.device)
-    return edit
+    def steady() -> Figures:
+        # Before the editor was asked for the same again: that would come from what it keeps.
+        seconds = {stage: statistics.median(one[stage] / 1000 for one in stages[1:]) for stage in STAGES}
+        again = timed(work.device, lambda: edit(0))  # the first one's picture and prompt
+        return {"step": seconds["denoise"] / work.steps, **seconds, **counter.figures, "edit again": again}
+
+    return Subject(edit, pipeline.transformer, steady, pipeline.contents.clear, editor.warm_up)
 
 
-def measure_stock(work: Work) -> Edit:
+def stock(work: Work) -> Subject:
     """diffusers' own pipeline with its own classes in bfloat16, and the same weights, expanded."""
     with elapsed("load"):
         pipeline = load_stock(work)
@@ -145,9 +221,9 @@ def measure_stock(work: Work) -> Edit:
         return {}
 
     @torch.inference_mode()
-    def edit(number: int, more: str = "") -> None:
+    def edit(number: int, more: str = "") -> Image.Image:
         request = _request(work, number, more)
-        pipeline(
+        output = pipeline(
             image=prepare(request, Settings(models=work.models)).picture,
             prompt=request.prompt,
             true_cfg_scale=1.0,
@@ -157,14 +233,15 @@ def measure_stock(work: Work) -> Edit:
             generator=torch.Generator("cpu").manual_seed(number),
             callback_on_step_end=after_step,
         )
+        picture: Image.Image = output.images[0]
+        return picture
 
-    measure_edits(work, edit)
-    # Between the ends of steps of one edit: the first of each has the encoders before it.
-    between = [after - before for before, after in pairwise(ticks)]
-    tell(step=statistics.median(_within_edits(between, work.steps)), **counter.figures)
-    tell(**{"other length": timed(work.device, lambda: edit(work.repeats + 1, LONGER))})
-    tell_peaks(work.device)
-    return edit
+    def steady() -> Figures:
+        # Between the ends of steps of one edit: the first of each has the encoders before it.
+        between = [after - before for before, after in pairwise(ticks)]
+        return {"step": statistics.median(_within_edits(between, work.steps)), **counter.figures}
+
+    return Subject(edit, pipeline.transformer, steady, lambda: None, None)
 
 
 def load_stock(work: Work) -> Any:  # noqa: ANN401 - untyped in diffusers
@@ -222,15 +299,29 @@ def stock_transformer(work: Work, dtype: torch.dtype) -> Any:  # noqa: ANN401 - 
     return transformer.eval()
 
 
-def measure_edits(work: Work, edit: Edit) -> None:
+def measure_edits(work: Work, subject: Subject) -> None:
     """The first edit, then the median of others, each of a picture and a prompt that were not seen before.
 
     All prompts have one length: what a kernel or a compiler prepares for each new one is in the first edit, and in
-    "other length", an edit whose prompt has `LONGER` added.
+    "other length", an edit whose prompt has `LONGER` added. After a warm-up the first edit is a worker's first job.
     """
-    tell(**{"first edit": timed(work.device, lambda: edit(0))})
-    times = [timed(work.device, partial(edit, number)) for number in range(1, work.repeats + 1)]
+    tell(**{"first edit": timed(work.device, lambda: subject.edit(0))})
+    times = [timed(work.device, partial(subject.edit, number)) for number in range(1, work.repeats + 1)]
     tell(edit=statistics.median(times))
+    tell(**subject.steady())
+
+
+def measure_seed(subject: Subject) -> None:
+    """How far apart two runs of one request with one seed are: levels of 0 to 255, and the share of them that differ.
+
+    Nothing of the first run is kept for the second.
+    """
+    pictures = []
+    for _ in range(2):
+        subject.forget()
+        pictures.append(np.asarray(subject.edit(1)).astype(int))
+    apart = np.abs(pictures[0] - pictures[1])
+    tell(**{"largest difference": float(apart.max()), "share that differs": float((apart > 0).mean())})
 
 
 def write_profile(work: Work, edit: Edit, path: Path) -> None:
@@ -243,46 +334,6 @@ def write_profile(work: Work, edit: Edit, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
     path.write_text(profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=100))
-
-
-def tell(**figures: float) -> None:
-    """Hand figures to the parent as soon as they are known."""
-    print(TOLD + json.dumps(figures), flush=True)
-
-
-@contextmanager
-def elapsed(name: str) -> Iterator[None]:
-    """Tell the seconds that the inside took."""
-    started = time.perf_counter()
-    yield
-    tell(**{name: time.perf_counter() - started})
-
-
-def timed(device: str, action: Callable[[], object]) -> float:
-    """Seconds until the device has done it all."""
-    settle(device)
-    started = time.perf_counter()
-    action()
-    settle(device)
-    return time.perf_counter() - started
-
-
-def settle(device: str) -> None:
-    """Wait for the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def tell_peaks(device: str) -> None:
-    """The most that tensors had, and what PyTorch had taken from the device for them."""
-    tell(**{"peak GB": memory_gb(device, "max_memory_allocated"), "taken GB": memory_gb(device, "max_memory_reserved")})
-
-
-def memory_gb(device: str, what: Literal["memory_allocated", "max_memory_allocated", "max_memory_reserved"]) -> float:
-    """Of the device, by PyTorch's allocator; without one the most that the process has taken."""
-    if device == "cuda":
-        return float(getattr(torch.cuda, what)()) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _within_edits(between: list[float], steps: int) -> list[float]:
@@ -309,7 +360,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--side", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--repeats", type=int, required=True)
-    parser.add_argument("--load-only", action="store_true")
+    parser.add_argument("--others", type=float, default=0, help="GB of the device that others have taken")
+    parser.add_argument("--measure", default=USUAL, help=f"of {', '.join(MEASURES)}")
     parser.add_argument("--profile", type=Path)
     return parser.parse_args()
 

@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Tower
 
-from bench.gpu.full_size import VISION
-from bench.gpu.run import settle
+from bench.gpu.figures import settle
+from bench.predict.arithmetic import VISION
 from qwen_edit.model.vision_windows import WindowAttention, batch_windows, window_inputs
 
 PICTURES = {
