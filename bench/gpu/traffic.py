@@ -9,10 +9,9 @@ one of the picture's activations takes: 8,192 × 3,072 values.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self
-from unittest.mock import patch
 
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qwen_edit.model.transformer import block as module
 from qwen_edit.model.transformer.block import Block
+from qwen_edit.model.transformer.fused.choose import PLAIN, Kernels
 from qwen_edit.model.transformer.rotary import Positions
 
 HEADS, CHANNELS = 24, 128
@@ -110,17 +109,20 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-@contextmanager
-def one_kernel_each(traffic: Traffic) -> Iterator[None]:
-    """Count each function of `KERNELS` as one operation, as which a kernel written for it would run."""
-    functions: dict[str, Any] = {name: traffic.as_one(name, getattr(module, name)) for name in KERNELS}
-    with patch.multiple(module, **functions):
-        yield
+def one_kernel_each(traffic: Traffic) -> Kernels:
+    """Each function of `KERNELS` counted as one operation, as which a kernel written for it would run."""
+    functions: dict[str, Any] = {name: traffic.as_one(name, getattr(PLAIN, name)) for name in KERNELS}
+    return replace(PLAIN, **functions)
 
 
-def block_of(kind: str) -> nn.Module:
+def _stock() -> nn.Module:
+    stock: nn.Module = QwenImageTransformerBlock(WIDTH, HEADS, CHANNELS)
+    return stock
+
+
+def block_of(kind: str, kernels: Kernels) -> nn.Module:
     with torch.device("meta"):
-        block = QwenImageTransformerBlock(WIDTH, HEADS, CHANNELS) if kind == "stock" else Block(HEADS, CHANNELS)
+        block = _stock() if kind == "stock" else Block(HEADS, CHANNELS, kernels)
         # Modulations that are looked up are not computed; here they are given as the conditioning.
         block.img_mod, block.txt_mod = nn.Identity(), nn.Identity()
     return block.to(torch.bfloat16).eval().requires_grad_(requires_grad=False)
@@ -129,7 +131,8 @@ def block_of(kind: str) -> nn.Module:
 @torch.inference_mode()
 def traffic_of(kind: str, picture: int = PICTURE, text: int = TEXT) -> Traffic:
     """What a block moves: `stock`, `ours`, or `kernels`, ours with one kernel for each function of `KERNELS`."""
-    block = block_of(kind)
+    traffic = Traffic()
+    block = block_of(kind, one_kernel_each(traffic) if kind == "kernels" else PLAIN)
     if kind == "stock":
         at: Any = tuple(empty(tokens, CHANNELS // 2, dtype=torch.complex64) for tokens in (picture, text))
     else:
@@ -142,13 +145,8 @@ def traffic_of(kind: str, picture: int = PICTURE, text: int = TEXT) -> Traffic:
         "temb": empty(1, 6 * WIDTH),
         "image_rotary_emb": at,
     }
-    traffic = Traffic()
-    if kind == "kernels":
-        with one_kernel_each(traffic), traffic:
-            block(**given)
-    else:
-        with traffic:
-            block(**given)
+    with traffic:
+        block(**given)
     return traffic
 
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +23,9 @@ from qwen_edit.serving.queue import Queue
 from qwen_edit.serving.runpod_sdk import RunPod
 from qwen_edit.serving.service import Caller, DeviceLostError, LeftError, Service
 from qwen_edit.settings import Settings
+
+FINALIZERS = "_run_finalizers"
+"""Of `multiprocessing.util`: what an ordinary end of the process runs for its locks."""
 
 FLUSH_S = 2.0
 """Seconds that an end waits for the log to be read."""
@@ -128,4 +133,6 @@ def _leave(status: int) -> NoReturn:
     flush(FLUSH_S)
     for child in multiprocessing.active_children():
         child.terminate()
+    with suppress(AttributeError):  # else a process that watches over the locks says that they are left behind
+        getattr(multiprocessing.util, FINALIZERS)()
     os._exit(status)

@@ -16,8 +16,8 @@ FOLDERS = ("qwen_edit", "builder", "training")
 OF_FILES = {"_class_name", "_scale"}
 """Words of the file formats, which are written as strings and are no names of Python."""
 
-DOCUMENTED = {"_exit"}
-"""Names of Python's own library that begin like private ones."""
+DOCUMENTED = {"_exit", "_run_finalizers"}
+"""Names of Python's own library that begin like private ones, or that the worker does without where they are gone."""
 
 PRIVATE = re.compile(r"_[A-Za-z]\w*")
 DOTTED = re.compile(r"\.?(\w+\.)*_[A-Za-z]\w*(\.\w+)*")

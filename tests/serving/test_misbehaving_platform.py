@@ -149,9 +149,10 @@ def test_after_answers_of_any_kind_to_job_take_the_next_job_is_run(
 def test_a_heartbeat_that_is_killed_goes_on(plane: ControlPlane, worker: LoopWorker, good: Job) -> None:
     plane.submit("warm", good)
     plane.result("warm")
-    (child,) = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
+    children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
+    (heartbeat,) = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
-    os.kill(int(child), signal.SIGKILL)
+    os.kill(int(heartbeat), signal.SIGKILL)
     worker.wait_for_event("heartbeat again")
     plane.pings.clear()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qwen_edit.weights.advice import Advice, advise
 from qwen_edit.weights.pinned import keep_from_children, pin
 from tests.support.places import ROOT
 
@@ -17,6 +18,7 @@ MEGABYTES = 128
 
 CHILD = f"""
 import ctypes, os, sys, torch
+from qwen_edit.weights.advice import Advice, advise
 from qwen_edit.weights.pinned import keep_from_children
 
 memory = torch.ones({MEGABYTES} << 20, dtype=torch.uint8)
@@ -66,6 +68,14 @@ class Registering:
         return 0
 
 
+def fresh() -> Tensor:
+    """Memory of which no other test has said anything."""
+    memory = torch.ones(64 << 20, dtype=torch.uint8)
+    first = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    advise(first, memory.nbytes - mmap.PAGESIZE, Advice.DOFORK)
+    return memory
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Registering:
     runtime = Registering()
@@ -74,7 +84,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Registering:
 
 
 def test_a_child_gets_none_of_pinned_memory_until_it_is_unpinned(runtime: Registering) -> None:
-    storage = torch.ones(64 << 20, dtype=torch.uint8)  # of its own pages, which outlive the tensor that is pinned
+    storage = fresh()  # which outlives the tensor that is pinned
     memory = storage[:]
     pin(memory)
 
@@ -89,7 +99,7 @@ def test_memory_that_cannot_be_pinned_is_told_and_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "cudart", lambda: Registering(error=2))
-    memory = torch.empty(64 << 20, dtype=torch.uint8)
+    memory = fresh()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "ones", lambda *_, **__: None)  # which asks CUDA for the error that it keeps
         pin(memory)
@@ -101,7 +111,7 @@ def test_memory_that_cannot_be_pinned_is_told_and_left_as_it_is(
 @pytest.mark.parametrize("size", [0, 1, 100, mmap.PAGESIZE - 1, mmap.PAGESIZE, 3 * mmap.PAGESIZE + 17])
 @pytest.mark.parametrize("offset", [0, 1, 64, mmap.PAGESIZE - 1])
 def test_what_shares_a_page_with_it_is_left_to_children(size: int, offset: int) -> None:
-    storage = torch.ones(64 << 20, dtype=torch.uint8)
+    storage = fresh()
     start = -storage.data_ptr() % mmap.PAGESIZE + (16 << 20)  # a page's beginning in the middle
     keep_from_children(storage[start + offset : start + offset + size])
 

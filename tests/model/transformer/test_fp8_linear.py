@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ from PIL import Image
 from qwen_edit import Editor
 from qwen_edit.edit.plan import Plan
 from qwen_edit.model.blank import assign_tensors
-from qwen_edit.model.transformer import fp8_linear
 from qwen_edit.model.transformer.dense import blank_dense
 from qwen_edit.model.transformer.fp8_linear import Fp8Linear
+from qwen_edit.model.transformer.fused.choose import PLAIN, Kernels
 from qwen_edit.store.catalog import LIGHTNING
 from qwen_edit.svdq.checkpoint import read_header
 from qwen_edit.svdq.dense import dense_top_level
@@ -75,11 +76,11 @@ def test_the_product_of_the_tensor_cores_is_asked_for_in_a_form_that_torch_takes
     assert (ours.float() - emulated.float()).norm() < 0.005 * emulated.float().norm()
 
 
-def load_fp8(path: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
+def load_fp8(path: Path, dtype: torch.dtype, kernels: Kernels = PLAIN) -> QwenImageTransformer2DModel:
     info = read_header(path)
     with Weights([path], torch.device("cpu")) as weights:
         packed = weights.tensors(path)
-    transformer = blank_dense(info.config, fp8=True)
+    transformer = blank_dense(info.config, kernels, fp8=True)
     tensors = dense_top_level({name: packed[name] for name in top_level_tensors(info.config)}, info.file, dtype)
     for block in range(info.num_layers):
         tensors |= fp8_block(packed, block, info.file, dtype) | modulations(packed, block, dtype)
@@ -94,15 +95,14 @@ def test_the_layers_of_the_blocks_are_replaced_and_nothing_else(models: Path) ->
     assert not any(parameter.is_meta for parameter in transformer.parameters())
 
 
-def test_a_block_quantizes_what_each_of_its_layers_is_given_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transformer = load_fp8(models / LIGHTNING.path, torch.float32)
+def test_a_block_quantizes_what_each_of_its_layers_is_given_once(models: Path) -> None:
     widths: list[int] = []
 
     def noted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         widths.append(x.shape[1])
         return quantize_rows(x)
 
-    monkeypatch.setattr(fp8_linear, "quantize_rows", noted)
+    transformer = load_fp8(models / LIGHTNING.path, torch.float32, replace(PLAIN, quantize_rows=noted))
 
     with torch.inference_mode():
         transformer(
