@@ -183,8 +183,20 @@ def _run(options: argparse.Namespace, run: str, device: str, deadline: float, re
         end.cancel()
         if process.wait():
             errors.seek(0)
-            report.line(f"- {run}: {(errors.read().strip() or 'was stopped').splitlines()[-1]}")
+            report.line(f"- {run}: {fault_of(errors.read())}")
     return figures
+
+
+def fault_of(errors: str) -> str:
+    """The line of a process's stderr that says why it ended: the error of the last traceback, or the last line.
+
+    Some libraries say more behind a traceback, as Python ends.
+    """
+    _, traceback, rest = errors.rpartition("Traceback (most recent call last):\n")
+    lines = [line for line in rest.splitlines() if line.strip() and not line.startswith(" ")]
+    if not lines:
+        return "was stopped"
+    return lines[0] if traceback else lines[-1]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

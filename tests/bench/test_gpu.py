@@ -9,7 +9,7 @@ from diffusers import QwenImageTransformer2DModel
 from diffusers.models.transformers import transformer_qwenimage
 
 from bench.gpu import full_size, kernels, report
-from bench.gpu.__main__ import parse
+from bench.gpu.__main__ import fault_of, parse
 from bench.gpu.run import CHANGES, MEASURES
 from qwen_edit.machine.backend import Card
 from qwen_edit.store.catalog import LIGHTNING, RANK
@@ -126,6 +126,21 @@ def test_what_is_printed_is_appended_with_the_hardware_and_the_versions(whole: W
     assert appended == ["what was there", *whole.lines]
     assert appended[1].startswith("## `python -m bench.gpu --tiny")
     assert f"torch {torch.__version__}" in appended[3]
+
+
+@pytest.mark.parametrize(
+    ("errors", "fault"),
+    [
+        ("", "was stopped"),
+        ("a warning\nusage: the wrong option\n", "usage: the wrong option"),
+        (
+            "a warning\nTraceback (most recent call last):\n  a line\nan.Error: no\n  detail\nlib: leaked\n",
+            "an.Error: no",
+        ),
+    ],
+)
+def test_why_a_run_ended_is_said_in_one_line(errors: str, fault: str) -> None:
+    assert fault_of(errors) == fault
 
 
 def test_what_is_measured_until_the_end_comes_is_in_the_file(tmp_path: Path) -> None:
