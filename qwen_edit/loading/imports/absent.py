@@ -27,7 +27,7 @@ def without_packages() -> Iterator[None]:
 
     @wraps(original)
     def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
-        if inside and get_ident() == thread and name in ABSENT and _asking_module() in ASKING:
+        if inside and get_ident() == thread and name in ABSENT and asking_module() in ASKING:
             return None
         return original(name, package)
 
@@ -40,8 +40,8 @@ def without_packages() -> Iterator[None]:
             importlib.util.find_spec = original
 
 
-def _asking_module() -> str:
-    """The name of the module whose function called `find_spec`."""
+def asking_module() -> str:
+    """The name of the module whose function called the one that asks here."""
     frame = inspect.currentframe()
     for _ in range(2):
         frame = frame.f_back if frame is not None else None

@@ -1,7 +1,6 @@
 """diffusers and transformers without the compiler and the distributed parts of torch, which no edit touches."""
 
 import functools
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 
+from qwen_edit.loading.imports.absent import asking_module
 from qwen_edit.loading.imports.finder import Finder, Standing, first, present
 from qwen_edit.loading.imports.stand_in import Report, StandIn, silent
 
@@ -103,7 +103,7 @@ def _without_distributed() -> Iterator[None]:
 
     @functools.wraps(original)
     def is_available() -> bool:
-        return original() and not (inside and get_ident() == thread and _asks_from(ASKING))
+        return original() and not (inside and get_ident() == thread and asking_module().split(".")[0] in ASKING)
 
     torch.distributed.is_available = is_available
     try:
@@ -112,15 +112,6 @@ def _without_distributed() -> Iterator[None]:
         inside = False  # for whoever took the function meanwhile
         if torch.distributed.is_available is is_available:
             torch.distributed.is_available = original
-
-
-def _asks_from(packages: Sequence[str]) -> bool:
-    """Whether the caller's caller is a module of one of these packages."""
-    frame = inspect.currentframe()
-    for _ in range(2):
-        frame = frame.f_back if frame is not None else None
-    module = str(frame.f_globals.get("__name__")) if frame is not None else ""
-    return module.split(".")[0] in packages
 
 
 class _NoModule:
