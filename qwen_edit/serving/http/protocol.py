@@ -36,8 +36,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self._head = _stopped(self._head)
-        self._stall = _stopped(self._stall)
+        self._stop_head()
+        self._stop_stall()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -64,18 +64,19 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
-        self._head = _stopped(self._head)
+        self._stop_head()
         if not self._is_refused:
             super().on_headers_complete()
 
     def pause_writing(self) -> None:
         """The reader is behind."""
         super().pause_writing()
-        self._stall = _stopped(self._stall) or self.loop.call_later(self.stall_s, self.transport.abort)
+        self._stop_stall()
+        self._stall = self.loop.call_later(self.stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         """The reader has caught up."""
-        self._stall = _stopped(self._stall)
+        self._stop_stall()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -88,6 +89,16 @@ class LimitedProtocol(HttpToolsProtocol):
     def _await_head(self) -> None:
         self._head = self.loop.call_later(self.head_s, self.transport.abort)
 
+    def _stop_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > HEAD_BYTES and not self._is_refused:
@@ -96,8 +107,3 @@ class LimitedProtocol(HttpToolsProtocol):
             head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode("ascii"))
             self.transport.close()
-
-
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
