@@ -12,7 +12,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
-from qwen_edit.contract.request import EditRequest
+from qwen_edit.contract import routes
 from qwen_edit.edit.fitting import limit_for
 from qwen_edit.editor import Fetch
 from qwen_edit.errors import EditError, SettingsError
@@ -97,9 +97,9 @@ class Worker:
         job_id = str(job.get("id", "unknown"))
         try:
             with self.service.job(job_id):
-                request = EditRequest.parse(job.get("input"))
-                reply = await self.service.edit(request, self._caller(job_id))
-                return reply.response.to_json()
+                asked = routes.read(job.get("input"))
+                reply = await self.service.edit(asked.request, self._caller(job_id))
+                return asked.answer(reply.response)
         except LeftError:
             return None
         except EditError as error:
