@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from qwen_edit.contract.request import EditRequest
+from qwen_edit.contract import routes
 from qwen_edit.edit.fitting import limit_for
 from qwen_edit.editor import Fetch
 from qwen_edit.errors import EditError, SettingsError
@@ -91,9 +91,10 @@ class Worker:
         job_id = str(job.get("id", "unknown"))
         try:
             with self.service.job(job_id):
-                request = EditRequest.parse(job.get("input"))
-                reply = await self.service.edit(request, self._caller(job_id, with_preview=request.preview))
-                return reply.response.to_json()
+                asked = routes.read(job.get("input"))
+                caller = self._caller(job_id, with_preview=asked.request.preview)
+                reply = await self.service.edit(asked.request, caller)
+                return asked.answer(reply.response)
         except LeftError:
             return None
         except EditError as error:

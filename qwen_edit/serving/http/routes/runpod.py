@@ -18,7 +18,7 @@ from qwen_edit.errors import EditError, InvalidRequest
 from qwen_edit.serving.http.answers import Document
 from qwen_edit.serving.http.edge import key_of
 from qwen_edit.serving.http.requests import read_json
-from qwen_edit.serving.http.waiting import listening, until_change, until_end
+from qwen_edit.serving.http.waiting import until_change, until_end
 from qwen_edit.serving.jobs.job import EXECUTION_S, RUN_KEPT_S, SYNC_KEPT_S, TTL_S, Job, Order, Policy
 from qwen_edit.serving.jobs.table import Jobs
 
