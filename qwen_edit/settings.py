@@ -15,6 +15,9 @@ Backend = Literal["auto", "nunchaku", "dense", "dense-fp8"]
 Offload = Literal["auto", "none", "model", "blocks"]
 Mode = Literal["auto", "queue", "http"]
 
+BALANCER_BYTES = 30_000_000
+"""What RunPod's load balancer takes as a reply (its documentation of load-balancing endpoints)."""
+
 
 @dataclass(frozen=True)
 class BucketSettings:
@@ -30,8 +33,8 @@ class BucketSettings:
 class Settings:
     """How this process serves. `docs/operations.md` says what each variable means.
 
-    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable. `gpu_sign` is
-    what the environment says of a GPU that this process is meant to have; None where it says nothing. `mode` says which
+    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable. `on_endpoint` is
+    whether this is a worker of one of its endpoints, of either kind. `gpu_sign` is what the environment says of a GPU that this process is meant to have; None where it says nothing. `mode` says which
     door opens; the fields from `host` on are the HTTP server's, whose `port_health` None means `port`.
     """
 
@@ -50,6 +53,7 @@ class Settings:
     max_payload_mb: int | None = None
     bucket: BucketSettings | None = None
     on_platform: bool = False
+    on_endpoint: bool = False
     gpu_sign: str | None = None
     mode: Mode = "auto"
     host: str = "127.0.0.1"
@@ -78,7 +82,16 @@ class Settings:
         }
         values["bucket"] = _bucket(environ)
         values["gpu_sign"] = _gpu_sign(environ)
-        return cls(**values, on_platform=bool(environ.get("RUNPOD_WEBHOOK_GET_JOB")))  # type: ignore[arg-type]
+        values["on_platform"] = bool(environ.get("RUNPOD_WEBHOOK_GET_JOB"))
+        values["on_endpoint"] = bool(environ.get("RUNPOD_ENDPOINT_ID"))
+        return cls(**values)  # type: ignore[arg-type]
+
+    @property
+    def http_limit(self) -> int | None:
+        """Bytes that a reply over HTTP may have; None is any number."""
+        if self.max_payload_mb is not None:
+            return self.max_payload_mb * 1_000_000
+        return BALANCER_BYTES if self.on_endpoint else None
 
 
 def _choice(name: str, text: str, choices: tuple[str, ...]) -> str:

@@ -69,7 +69,7 @@ class Uploads:
                 async with asyncio.timeout(self.limits.whole_s):
                     return await self._whole(receive)
             except TimeoutError:
-                raise BodyError(408, "invalid_request", "the body came too slowly, expected all of it in time") from None
+                raise BodyError(408, "invalid_request", "the body came too slowly") from None
 
     async def drain(self, receive: Receive) -> None:
         """Read on for a moment after a refusal."""

@@ -58,14 +58,16 @@ class Edge:
         is_asking = scope["method"] in ("GET", "HEAD")
         if is_asking and path in self._pings:
             state = "failed" if self._jobs.is_closed else self._readiness.state
-            return await _empty(send, _PINGS[state])
+            await _empty(send, _PINGS[state])
+            return
         if is_asking and path == READY_PATH:
             is_ready = self._readiness.state == "ready" and not self._jobs.is_closed
-            return await _answer(send, 200 if is_ready else 503, {"status": self._readiness.state}, {})
+            await _answer(send, 200 if is_ready else 503, {"status": self._readiness.state}, {})
+            return
         try:
             await self._admitted(scope, receive, _named(scope, send))
         except GoneError:
-            return None
+            return
         except Exception as error:  # the edge: a caller gets a sentence, whatever broke
             log("request failed", "error", path=path[:100], error=f"{type(error).__name__}: {error}"[:200])
             raise
@@ -76,17 +78,20 @@ class Edge:
         is_preflight = bool(self._settings.origins) and scope["method"] == "OPTIONS"
         has_body = scope["method"] in _WITH_BODY
         scope = _without_prefix(scope)
+        no = None
         if not (is_page or is_preflight or is_allowed(headers, self._settings.api_key)):
-            return await self._refuse(scope, receive, send, errors.NO_KEY, has_body)
-        if scope["method"] == "POST" and _MAKING_JOBS.fullmatch(scope["path"]) and (no := self._full(headers)):
-            return await self._refuse(scope, receive, send, no, has_body)
+            no = errors.NO_KEY
+        elif scope["method"] == "POST" and _MAKING_JOBS.fullmatch(scope["path"]):
+            no = self._full(headers)
         body = b""
-        if has_body:
+        if has_body and no is None:
             try:
                 body = await self.uploads.read(receive, _length(headers))
             except BodyError as error:
-                refusal = Refusal(error.status, error.code, str(error), headers={"connection": "close"})
-                return await self._refuse(scope, receive, send, refusal, has_body)
+                no = Refusal(error.status, error.code, str(error))
+        if no is not None:
+            await self._refuse(scope, receive, send, no, has_body=has_body)
+            return
         app = await asyncio.shield(self._app)
         await app(scope, _replayed(body, receive), send)
 
@@ -100,7 +105,7 @@ class Edge:
             return errors.overloaded(self._jobs.retry_after())
         return None
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, no: Refusal, has_body: bool) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, no: Refusal, *, has_body: bool) -> None:
         """Answer before the body's end, read a little of the rest, and close."""
         headers = {**no.headers, **({"connection": "close"} if has_body else {})}
         body = json.dumps(no.body(scope["path"])).encode()

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with the limits that it lacks: on a head, on a reader that takes nothing, on an idle connection."""
+"""uvicorn's HTTP/1.1 with the limits that it lacks: on a head, and on a reader who takes nothing."""
 
 import asyncio
 from http import HTTPStatus

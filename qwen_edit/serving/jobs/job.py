@@ -81,7 +81,9 @@ class Job:
     def __init__(self, job_id: str, order: Order | None, now: float) -> None:
         self.id = job_id
         self.order = order
+        self.door = order.door if order else "run"
         self.key = order.key if order else None
+        self.webhook = order.webhook if order else None
         self.status: Status = "IN_QUEUE"
         self.created = now
         self.started: float | None = None

@@ -35,22 +35,31 @@ Ended = Callable[[Job], None]
 class Jobs:
     """The jobs of a service's doors over HTTP. All of it is for the event loop's thread."""
 
-    def __init__(self, service: Service, clock: Clock | None = None, heard: Ended = lambda job: None) -> None:
+    def __init__(self, service: Service, clock: Clock | None = None) -> None:
         """Make an empty table.
 
         Args:
             service: with as many places as jobs may wait and run together.
-            heard: called with each job that ended.
         """
         self.service = service
         self.counts: Counter[str] = Counter()
         self._clock = clock or Clock()
-        self._heard = heard
+        self._hearers: list[Ended] = []
+        self._owed: set[asyncio.Task[None]] = set()
         self._kept = Kept()
         self._slots = asyncio.Semaphore(service.settings.concurrency)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self.is_closed = False
+
+    def hear(self, ended: Ended) -> None:
+        """Call a function with each job that ends."""
+        self._hearers.append(ended)
+
+    def owe(self, task: asyncio.Task[None]) -> None:
+        """Have a task that an end waits for."""
+        self._owed.add(task)
+        task.add_done_callback(self._owed.discard)
 
     def submit(self, order: Order, prefix: str = "") -> Job:
         """Take a job.
@@ -137,6 +146,8 @@ class Jobs:
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()))
+        if self._owed:
+            await asyncio.wait(set(self._owed))
 
     def _start(self, job: Job, order: Order) -> None:
         place = ExitStack()
@@ -184,7 +195,8 @@ class Jobs:
         self.counts[job.status] += 1
         self._kept.forget(self._clock.now())
         asyncio.get_running_loop().call_later(job.kept_s + 1, lambda: self._kept.forget(self._clock.now()))
-        self._heard(job)
+        for hear in self._hearers:
+            hear(job)
 
     def _cancel_if_left(self, job: Job) -> None:
         if job.listeners <= 0:
