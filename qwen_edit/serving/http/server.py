@@ -140,7 +140,7 @@ def _app(jobs: Jobs, readiness: Readiness) -> App:
 
 def _config(edge: Edge, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        edge,  # type: ignore[arg-type]  # ASGI in other words
+        edge,
         http=LimitedProtocol,
         ws="none",
         loop="asyncio",
