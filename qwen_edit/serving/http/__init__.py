@@ -1,0 +1,1 @@
+"""HTTP as a door: RunPod's API, OpenAI's, bytes, and a page."""
