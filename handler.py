@@ -8,7 +8,7 @@ python handler.py --rp_serve_api                           serves the SDK's loca
 import multiprocessing
 
 from builder.missing import fetch_missing
-from qwen_edit.serving.worker import Worker
+from qwen_edit.serving.queue.worker import Worker
 
 worker = Worker.from_environ(fetch_missing)
 handler = worker.handle

@@ -46,7 +46,7 @@ CONTEXT = (
 WEIGHTS = "-m builder."
 """What is in the command of each step that puts weights into the image."""
 
-CODE = ("qwen_edit/serving/worker.py", "builder/verify/command.py")
+CODE = ("qwen_edit/serving/queue/worker.py", "builder/verify/command.py")
 """Files that change with the code and not with the weights."""
 
 

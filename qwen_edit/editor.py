@@ -157,6 +157,12 @@ class Editor:
         with out_of_memory(f"the {checkpoint.name} checkpoint does not fit the device's memory"):
             self._loader.change(self.pipeline, checkpoint, is_cancelled)
 
+    def gpu_bytes(self) -> dict[str, int]:
+        """See `machine.device.memory_bytes`."""
+        from qwen_edit.machine.device import memory_bytes
+
+        return memory_bytes(self.pipeline.device)
+
     def is_broken(self) -> bool:
         """Whether the device has stopped answering, which only a new process mends."""
         return not self.pipeline.answers()

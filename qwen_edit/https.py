@@ -121,6 +121,37 @@ def get(
     raise AnswerError(f"{first} redirects more than {MAX_REDIRECTS} times")
 
 
+def check(url: str) -> None:
+    """Look at a URL without calling it.
+
+    Raises:
+        AddressError: `get` and `post` would not call it.
+    """
+    _parse(url, "a URL")
+
+
+def post(url: str, body: bytes, content_type: str, *, seconds: float, network: Network | None = None) -> None:
+    """Send a body to a URL, by the rules of `get`; a redirect is not followed.
+
+    Args:
+        seconds: for all of it, from the look-up to the answer's head.
+
+    Raises:
+        AddressError: not such a URL, or one that does not lead to a public address.
+        AnswerError: the server cannot be reached, is too slow, or answers something else than 200.
+    """
+    network = network or Network(resolve, is_public, _tls())
+    deadline = Deadline.after(seconds)
+    link = _parse(url, "a URL")
+    who = f"a URL at {link.host}, which"
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+    with _explained(who, seconds):
+        pinned = Pinned(_public_addresses(link, who, network, deadline), deadline)
+        with _answer(link, "*/*", pinned, network.tls, ("POST", headers, body)) as response:
+            if response.status != 200:
+                raise AnswerError(f"{who} answered with status {response.status}, expected 200")
+
+
 @dataclass(frozen=True)
 class _Link:
     text: str
@@ -203,11 +234,18 @@ def _look_up(link: _Link, network: Network, deadline: Deadline) -> list[str]:
 
 
 @contextmanager
-def _answer(link: _Link, accept: str, pinned: Pinned, tls: ssl.SSLContext) -> Iterator[httpcore2.Response]:
+def _answer(
+    link: _Link,
+    accept: str,
+    pinned: Pinned,
+    tls: ssl.SSLContext,
+    sent: tuple[str, list[tuple[str, str]], bytes | None] = ("GET", [], None),
+) -> Iterator[httpcore2.Response]:
+    method, more, body = sent
     url = httpcore2.URL(scheme="https", host=link.host, port=link.port, target=link.target)
-    headers = [("Host", link.authority), ("Accept", accept), *_HEADERS]
+    headers = [("Host", link.authority), ("Accept", accept), *_HEADERS, *more]
     connection = httpcore2.HTTPConnection(url.origin, tls, network_backend=pinned)
-    with connection, connection.stream("GET", url, headers=headers) as response:
+    with connection, connection.stream(method, url, headers=headers, content=body) as response:
         yield response
 
 

@@ -13,6 +13,10 @@ from qwen_edit.store.catalog import MODELS
 Device = Literal["auto", "cuda", "cpu"]
 Backend = Literal["auto", "nunchaku", "dense", "dense-fp8"]
 Offload = Literal["auto", "none", "model", "blocks"]
+Mode = Literal["auto", "queue", "http"]
+
+BALANCER_BYTES = 30_000_000
+"""What RunPod's load balancer takes as a reply (its documentation of load-balancing endpoints)."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class BucketSettings:
 class Settings:
     """How this process serves. `docs/operations.md` says what each variable means.
 
-    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable. `gpu_sign` is
-    what the environment says of a GPU that this process is meant to have; None where it says nothing.
+    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable. `on_endpoint` is
+    whether this is a worker of one of its endpoints, of either kind. `gpu_sign` is what the environment says of a GPU that this process is meant to have; None where it says nothing. `mode` says which
+    door opens; the fields from `host` on are the HTTP server's, whose `port_health` None means `port`.
     """
 
     models: Path = MODELS
@@ -45,11 +50,22 @@ class Settings:
     allow_urls: bool = False
     concurrency: int = 2
     save_dir: Path | None = None
-    port: int = 8000
     max_payload_mb: int | None = None
     bucket: BucketSettings | None = None
     on_platform: bool = False
+    on_endpoint: bool = False
     gpu_sign: str | None = None
+    mode: Mode = "auto"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    port_health: int | None = None
+    ping_path: str = "/ping"
+    api_key: str | None = field(default=None, repr=False)
+    origins: tuple[str, ...] = ()
+    allow_webhooks: bool = False
+    places: int = 32
+    drain_s: int = 30
+    keep_alive_s: int = 75
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -66,7 +82,16 @@ class Settings:
         }
         values["bucket"] = _bucket(environ)
         values["gpu_sign"] = _gpu_sign(environ)
-        return cls(**values, on_platform=bool(environ.get("RUNPOD_WEBHOOK_GET_JOB")))  # type: ignore[arg-type]
+        values["on_platform"] = bool(environ.get("RUNPOD_WEBHOOK_GET_JOB"))
+        values["on_endpoint"] = bool(environ.get("RUNPOD_ENDPOINT_ID"))
+        return cls(**values)  # type: ignore[arg-type]
+
+    @property
+    def http_limit(self) -> int | None:
+        """Bytes that a reply over HTTP may have; None is any number."""
+        if self.max_payload_mb is not None:
+            return self.max_payload_mb * 1_000_000
+        return BALANCER_BYTES if self.on_endpoint else None
 
 
 def _choice(name: str, text: str, choices: tuple[str, ...]) -> str:
@@ -86,6 +111,28 @@ def _integer(name: str, text: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and low <= int(text) <= high):
         raise SettingsError(f"{name} is {text!r}, expected a whole number from {low} to {high}")
     return int(text)
+
+
+def _pattern(name: str, text: str, pattern: str, expected: str) -> str:
+    if not re.fullmatch(pattern, text, re.ASCII):
+        raise SettingsError(f"{name} is {text[:100]!r}, expected {expected}")
+    return text
+
+
+def _secret(name: str, text: str) -> str:
+    # A header's value has neither spaces nor anything but ASCII. The value itself is not printed.
+    if not re.fullmatch(r"[!-~]{8,512}", text):
+        raise SettingsError(f"{name} is {len(text)} characters, expected 8 to 512 of printable ASCII without spaces")
+    return text
+
+
+def _origins(name: str, text: str) -> tuple[str, ...]:
+    """What browsers send as `Origin`: a scheme and a host, perhaps a port, without a path."""
+    origins = tuple(origin for part in text.split(",") if (origin := part.strip()))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[\w.-]+(:\d{1,5})?", origin, re.ASCII):
+            raise SettingsError(f"{name} is {text[:100]!r}, expected * or origins such as https://a.test, by commas")
+    return origins
 
 
 def _folder(name: str, text: str) -> Path:
@@ -157,7 +204,20 @@ _VARIABLES: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
     "QWEN_EDIT_CONCURRENCY": ("concurrency", lambda name, text: _integer(name, text, 1, 64)),
     "QWEN_EDIT_SAVE_DIR": ("save_dir", _folder),
     "QWEN_EDIT_MAX_PAYLOAD_MB": ("max_payload_mb", lambda name, text: _integer(name, text, 1, 1000)),
+    "QWEN_EDIT_MODE": ("mode", lambda name, text: _choice(name, text, get_args(Mode))),
+    "QWEN_EDIT_HOST": ("host", lambda name, text: _pattern(name, text, r"[\w.:-]{1,253}", "a host's name or address")),
     "PORT": ("port", lambda name, text: _integer(name, text, 1, 65535)),
+    "PORT_HEALTH": ("port_health", lambda name, text: _integer(name, text, 1, 65535)),
+    "HEALTH_CHECK_PATH": (
+        "ping_path",
+        lambda name, text: _pattern(name, text, r"/[\w./~-]{0,200}", "a path of letters, digits and ./~_-"),
+    ),
+    "QWEN_EDIT_API_KEY": ("api_key", lambda name, text: _secret(name, text)),
+    "QWEN_EDIT_CORS_ORIGINS": ("origins", lambda name, text: _origins(name, text)),
+    "QWEN_EDIT_ALLOW_WEBHOOKS": ("allow_webhooks", _switch),
+    "QWEN_EDIT_QUEUE": ("places", lambda name, text: _integer(name, text, 1, 1000)),
+    "QWEN_EDIT_DRAIN_S": ("drain_s", lambda name, text: _integer(name, text, 0, 3600)),
+    "QWEN_EDIT_KEEP_ALIVE_S": ("keep_alive_s", lambda name, text: _integer(name, text, 1, 3600)),
 }
 
 

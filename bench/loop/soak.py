@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_edit.serving.outbox import KEPT_BYTES
+from qwen_edit.serving.queue.outbox import KEPT_BYTES
 from tests.support.control_plane import ControlPlane
 from tests.support.loop_worker import LoopWorker, running
 

@@ -50,7 +50,7 @@ def import_as_the_examples_do(_models: Path) -> object:
 def import_as_the_worker_does(_models: Path) -> object:
     """All that serving needs: the SDK in the main thread, the rest in the one that loads."""
     from qwen_edit.loading.imports.collector import collector_paused
-    from qwen_edit.serving.worker import Worker
+    from qwen_edit.serving.queue.worker import Worker
 
     def load() -> object:
         with _lean():

@@ -40,11 +40,13 @@ def prepare(request: EditRequest, settings: Settings) -> Prepared:
     decoded = _read_picture(request.image, settings)
     on_disk = available(settings.models)
     chosen = plan(request, decoded.picture.size, on_disk)
-    warnings = (*decoded.warnings, *chosen.warnings)
+    warnings = (*request.warnings, *decoded.warnings, *chosen.warnings)
     return Prepared(request, decoded.picture, chosen, on_disk, warnings, (time.perf_counter() - started) * 1000)
 
 
-def _read_picture(image: str, settings: Settings) -> read.Decoded:
+def _read_picture(image: str | bytes, settings: Settings) -> read.Decoded:
+    if isinstance(image, bytes):
+        return read.read(image)
     if not (settings.allow_urls and read.is_url(image)):
         return read.decode(image)
     from qwen_edit.pictures.web import get_picture  # its HTTP client is for those alone who allow URLs

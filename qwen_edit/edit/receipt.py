@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from qwen_edit.contract.response import JsonScalar, ModelInfo
-from qwen_edit.edit.plan import Plan, supported_steps
+from qwen_edit.edit.plan import Plan, supported_steps, usual_plan
 from qwen_edit.store.catalog import BASE_FOLDER, RANK, Checkpoint
 from qwen_edit.store.manifest import Manifest
 from qwen_edit.version import VERSION
@@ -18,6 +18,9 @@ class Made:
     device: str
     dtype: str
     scheduler: dict[str, JsonScalar]
+
+
+_UNKNOWN = Made(precision="", backend="", device="", dtype="", scheduler={})
 
 
 def describe(plan: Plan, made: Made, manifest: Manifest | None, on_disk: tuple[Checkpoint, ...]) -> ModelInfo:
@@ -44,6 +47,17 @@ def describe(plan: Plan, made: Made, manifest: Manifest | None, on_disk: tuple[C
         default_steps=on_disk[0].default_steps if on_disk else plan.checkpoint.default_steps,
         **asdict(made),
     )
+
+
+def describe_worker(made: Made | None, manifest: Manifest | None, on_disk: tuple[Checkpoint, ...]) -> dict[str, object]:
+    """What `describe` says of a request that asks for nothing in particular: the choices of this worker.
+
+    Args:
+        made: None until the device is known, and so are its words then.
+        on_disk: at least one.
+    """
+    told = describe(usual_plan(on_disk[0], side=1024), made or _UNKNOWN, manifest, on_disk).model_dump(mode="json")
+    return told if made else told | dict.fromkeys(asdict(_UNKNOWN))
 
 
 def _source_of_base(manifest: Manifest) -> str | None:

@@ -178,6 +178,18 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def memory_bytes(device: torch.device) -> dict[str, int]:
+    """What PyTorch's allocator has on a GPU, and what is free there for anybody; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "gpu_allocated_bytes": torch.cuda.memory_allocated(device),
+        "gpu_free_bytes": free,
+        "gpu_total_bytes": total,
+    }
+
+
 def wait_for(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":

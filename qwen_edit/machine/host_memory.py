@@ -1,6 +1,7 @@
 """The host's memory: what there is of it, whether that is enough, and giving back what the C allocator keeps."""
 
 import ctypes
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,12 @@ def _text(path: Path) -> str:
         return path.read_text("ascii")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def resident_bytes() -> int:
+    """This process's memory that is in RAM."""
+    pages = _text(Path("/proc/self/statm")).split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
 
 
 def _gb(size: int) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from qwen_edit.edit.hooks import Step
 from qwen_edit.log import log
@@ -20,6 +20,30 @@ PREVIEW_QUALITY = 60
 """Of the WebP of a preview, about 5 kB."""
 
 Post = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+class Listener(Protocol):
+    """Hears of the steps of one job: entered on the event loop before the first, and left after the last."""
+
+    def on_step(self, step: Step) -> None:
+        """Take a finished step, on the thread that renders."""
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+class Silence:
+    """A listener that does not listen."""
+
+    def on_step(self, step: Step) -> None:
+        """See `Listener`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
 
 
 class Progress:
@@ -47,19 +71,12 @@ class Progress:
         if self._post is None or step.number == step.steps or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + INTERVAL
-        update: dict[str, Any] = {
-            "step": step.number,
-            "steps": step.steps,
-            "percent": round(100 * step.number / step.steps),
-        }
-        if self._with_preview:
-            update |= _preview(step)
-        self._loop.call_soon_threadsafe(self._send, update)
+        self._loop.call_soon_threadsafe(self._send, update_of(step, with_preview=self._with_preview))
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(self, kind: object = None, *_: object) -> None:
         """Send nothing more, and wait for the update that is on its way, or recall it after an error."""
         self._due = float("inf")
         await asyncio.sleep(0)  # an update that was handed over before this moment has begun now
@@ -72,6 +89,16 @@ class Progress:
         if self._post is not None and (self._sending is None or self._sending.done()):
             self._sending = asyncio.ensure_future(self._post(update))
             self._sending.add_done_callback(_log_failure)
+
+
+def update_of(step: Step, *, with_preview: bool) -> dict[str, Any]:
+    """What is told of a finished step, on the thread that renders."""
+    update: dict[str, Any] = {
+        "step": step.number,
+        "steps": step.steps,
+        "percent": round(100 * step.number / step.steps),
+    }
+    return update | (_preview(step) if with_preview else {})
 
 
 def _preview(step: Step) -> dict[str, str]:

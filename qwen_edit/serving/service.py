@@ -23,7 +23,8 @@ from qwen_edit.errors import EditError, InternalError
 from qwen_edit.log import log
 from qwen_edit.serving.device_side import DeviceSide
 from qwen_edit.serving.device_thread import LeftUndone, LostDevice, Patience
-from qwen_edit.serving.progress import Post, Progress
+from qwen_edit.serving.failures import DeviceLostError, LeftError, OverloadedError
+from qwen_edit.serving.progress import Listener, Silence
 from qwen_edit.serving.saving import save
 from qwen_edit.settings import Settings
 
@@ -39,25 +40,20 @@ SAVING_S = 30.0
 """Seconds that an end waits for results that are being saved."""
 
 
-class DeviceLostError(InternalError):
-    """An edit failed and the device no longer answers: only a new process mends that."""
-
-
-class LeftError(DeviceLostError):
-    """The device was lost before this edit was done: another worker may do it."""
-
-
-class OverloadedError(Exception):
-    """Every place that the door asked for is taken."""
+SILENCE = Silence()
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the job's id, the bytes that the reply may have (None is any number), and who hears of its progress."""
+    """Who asks: the job's id, the bytes that the reply may have (None is any number), and who hears of its progress.
+
+    `waited_ms` is how long it waited at the door.
+    """
 
     job_id: str
     limit: int | None = None
-    post: Post | None = None
+    progress: Listener = SILENCE
+    waited_ms: float = 0.0
 
 
 class Service:
@@ -108,6 +104,16 @@ class Service:
             pool.shutdown(wait=False, cancel_futures=True)
         return self.device.close() and not unsaved
 
+    @property
+    def held(self) -> int:
+        """Jobs that have begun and not ended."""
+        return self._held
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `job` would refuse one more."""
+        return self._places is not None and self._held >= self._places
+
     @contextmanager
     def job(self, job_id: str) -> Iterator[None]:
         """All that a door does for one job: it holds a place, and whatever goes wrong is logged and told in a sentence.
@@ -117,7 +123,7 @@ class Service:
             EditError: for any failure; `DeviceLostError` where only a new process helps, `LeftError` where this job had
                 no part in that.
         """
-        if self._places is not None and self._held >= self._places:
+        if self.is_full:
             raise OverloadedError
         self._held += 1
         try:
@@ -157,11 +163,11 @@ class Service:
         decoding = self._waits if self.settings.allow_urls else self._work
         prepared = await _on(decoding, partial(prepare, request, self.settings))
         editor = await self.device.loaded()
-        async with Progress(caller.post, with_preview=request.preview) as progress:
-            rendered, queue_ms = await self.device.render(editor, prepared, progress.on_step)
+        async with caller.progress:
+            rendered, queue_ms = await self.device.render(editor, prepared, caller.progress.on_step)
             delivery = Delivery(caller.limit, editor.bucket, caller.job_id, stopped.is_set)
             encoding = self._work if editor.bucket is None else self._waits
-            reply = await _on(encoding, partial(respond, prepared, rendered, queue_ms, delivery))
+            reply = await _on(encoding, partial(respond, prepared, rendered, caller.waited_ms + queue_ms, delivery))
         self._after(caller.job_id, prepared.plan.seed, reply)
         return reply
 

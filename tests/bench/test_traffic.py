@@ -27,6 +27,13 @@ def test_our_block_moves_less_than_half_of_what_the_stock_block_moves() -> None:
     assert traffic_of("ours").calls.total() < traffic_of("stock").calls.total() * 0.6
 
 
+def test_with_one_kernel_for_each_function_a_block_moves_a_quarter_of_what_the_stock_block_moves() -> None:
+    picture, text = shares("kernels")
+
+    assert picture <= 25
+    assert text / picture == pytest.approx(TEXT / PICTURE, rel=0.01)
+
+
 def test_one_kernel_for_each_function_reads_and_writes_once() -> None:
     traffic = traffic_of("kernels")
 
@@ -34,3 +41,5 @@ def test_one_kernel_for_each_function_reads_and_writes_once() -> None:
     assert traffic.calls["norm_rotate"] == traffic.calls["modulate"] == traffic.calls["gated"] == 4
     assert traffic.bytes["gated"] / T == pytest.approx(2 * 3 * tokens, rel=0.001)
     assert traffic.bytes["modulate"] / T == pytest.approx(2 * 2 * tokens, rel=0.001)
+    # Cosines and sines, which all heads share, come to a twelfth of the queries.
+    assert traffic.bytes["norm_rotate"] / T == pytest.approx(2 * (2 + 1 / 12) * tokens, rel=0.001)

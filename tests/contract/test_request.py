@@ -80,18 +80,45 @@ def test_a_value_of_the_contract_is_taken_as_it_is(name: str, value: object) -> 
     assert getattr(parse(**{name: value}), name) == value
 
 
-NOT_INTEGERS: list[object] = [True, False, 8.0, "8", "", [8], {"a": 8}, math.nan, math.inf]
+@pytest.mark.parametrize(("name", "value"), [("rank", 64), ("steps", 8), ("num_images", 2), ("output_quality", 90)])
+def test_a_whole_number_may_be_written_as_a_decimal(name: str, value: int) -> None:
+    read = getattr(parse(**{name: float(value)}), name)
+    assert read == value
+    assert type(read) is int
+
+
+def test_a_seed_and_sides_may_be_written_as_decimals() -> None:
+    assert parse(seed=7.0, width=512.0, height=256.0) == parse(seed=7, width=512, height=256)
+    assert parse(seed=-1.0).seed is None
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("PNG", "png"), ("jpg", "jpeg"), ("JPG", "jpeg"), ("JPEG", "jpeg"), ("WebP", "webp")]
+)
+def test_a_format_may_be_written_in_another_way(written: str, meant: str) -> None:
+    assert parse(output_format=written).output_format == meant
+
+
+def test_the_image_may_be_a_files_bytes() -> None:
+    request = EditRequest(image=b"\xff\xd8 a file", prompt="make it snow")
+    assert request.image == b"\xff\xd8 a file"
+    assert "file" not in repr(request)
+    assert "xff" not in repr(request)
+    assert EditRequest.model_validate_json(request.model_dump_json()).image == "_9ggYSBmaWxl"
+
+
+NOT_INTEGERS: list[object] = [True, False, 8.5, "8", "", [8], {"a": 8}, math.nan, math.inf]
 BAD: dict[str, list[object]] = {
-    "image": ["", 3, True, ["aGVsbG8="], {"url": "x"}, "\ud800"],
+    "image": ["", b"", 3, True, ["aGVsbG8="] * 2, [3], [["aGVsbG8="]], {"url": "x"}, "\ud800", bytearray(b"x")],
     "prompt": ["", " \n\t", "x" * 4001, "nul\0", "lone \ud800", 3, True, ["x"], {"text": "x"}],
     "negative_prompt": ["x" * 4001, "nul\0", "lone \udfff", 3, False, ["x"]],
-    "rank": [*NOT_INTEGERS, 128.0, "128", 0, 16, 127, 256, -128],
+    "rank": [*NOT_INTEGERS, 128.5, "128", 0, 16, 127, 256, -128],
     "steps": [*NOT_INTEGERS, 0, 1, 5, 7, 9, 19, 51, -8, 10**6],
     "num_inference_steps": [*NOT_INTEGERS, 0, 9, 51],
     "true_cfg_scale": [True, "4", "NaN", [4], math.nan, math.inf, -math.inf, 0, 0.99, 20.01, -4, 10**400],
     "seed": [*NOT_INTEGERS, -2, 2**63, 2**64, 10**5000],
     "num_images": [*NOT_INTEGERS, 0, 5],
-    "output_format": ["jpg", "PNG", "gif", "", 3, True, ["png"]],
+    "output_format": ["gif", "image/png", " png", "", 3, True, ["png"]],
     "output_quality": [*NOT_INTEGERS, 0, 101],
     "return": ["URL", "", "path", 3, True, ["url"]],
     "return_as": ["URL", "", 3],
@@ -131,7 +158,7 @@ def test_one_side_alone_is_refused(alone: str, other: str) -> None:
         ({"num_inference_steps": 9}, "num_inference_steps is 9, expected an integer out of 4, 8, 20 to 50"),
         ({"rank": 16}, "rank is 16, expected the integer 128 (32 and 64 run as 128)"),
         ({"num_images": True}, "num_images is true, expected an integer from 1 to 4"),
-        ({"output_format": "jpg"}, "output_format is 'jpg', expected 'png', 'jpeg', 'webp' or 'auto'"),
+        ({"output_format": "GIF"}, "output_format is 'GIF', expected 'png', 'jpeg', 'webp' or 'auto'"),
         ({"return": "link"}, "return is 'link', expected 'base64' or 'url'"),
         ({"preview": 1}, "preview is 1, expected true or false"),
         ({"true_cfg_scale": [1, 2]}, "true_cfg_scale is a list of 2, expected a number from 1 to 20"),

@@ -34,7 +34,7 @@ TORCH_FILE = "qwen_edit/loading/imports/torch_parts.py"
 ENGINE_FILE = "qwen_edit/model/transformer/nunchaku_engine.py"
 FUSED_FILE = "qwen_edit/model/transformer/fused_attention.py"
 COMPILE_FILE = "qwen_edit/model/transformer/compile.py"
-SDK_FILE = "qwen_edit/serving/runpod_sdk.py"
+SDK_FILE = "qwen_edit/serving/queue/runpod_sdk.py"
 BUILD_FILE = "qwen_edit/model/transformer/fused/build.py"
 WINDOWS_FILE = "qwen_edit/model/vision_windows.py"
 

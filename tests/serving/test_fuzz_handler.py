@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_edit.contract.request import EditRequest
+from qwen_edit.serving.queue.worker import Worker
 from qwen_edit.serving.service import Service
-from qwen_edit.serving.worker import Worker
 from qwen_edit.settings import Settings
 from tests.support.pictures import file_of, flag, frames_of
 

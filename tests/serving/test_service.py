@@ -7,7 +7,8 @@ import pytest
 
 from qwen_edit.contract.request import EditRequest
 from qwen_edit.errors import InternalError, InvalidRequest
-from qwen_edit.serving.service import Caller, OverloadedError, Service
+from qwen_edit.serving.failures import OverloadedError
+from qwen_edit.serving.service import Caller, Service
 from qwen_edit.settings import Settings
 
 

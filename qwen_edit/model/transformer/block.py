@@ -123,12 +123,8 @@ class JointAttention(nn.Module):
         q, k, v = self.to_qkv(picture).unflatten(-1, self._heads).unbind(2)  # [batch, tokens, heads, channels]
         added_q, added_k, added_v = self.add_qkv_proj(text).unflatten(-1, self._heads).unbind(2)
         attended = _attended(
-            torch.cat(
-                [self._placed(added_q, self.norm_added_q, at.text), self._placed(q, self.norm_q, at.picture)], dim=1
-            ),
-            torch.cat(
-                [self._placed(added_k, self.norm_added_k, at.text), self._placed(k, self.norm_k, at.picture)], dim=1
-            ),
+            self._joined(added_q, q, (self.norm_added_q, self.norm_q), at),
+            self._joined(added_k, k, (self.norm_added_k, self.norm_k), at),
             torch.cat([added_v, v], dim=1),
             mask,
         )
@@ -136,8 +132,13 @@ class JointAttention(nn.Module):
         # A part of a batch has gaps, for which a linear layer would add its bias in a pass of its own.
         return self.to_out[0](of_picture.contiguous()), self.to_add_out(of_text.contiguous())
 
-    def _placed(self, x: Tensor, norm: nn.RMSNorm, positions: Tensor) -> Tensor:
-        return self._norm_rotate(x, norm.weight, EPS, positions)
+    def _joined(self, text: Tensor, picture: Tensor, norms: tuple[nn.RMSNorm, nn.RMSNorm], at: Positions) -> Tensor:
+        """Queries or keys, normed and turned to where attention reads them: the text's, then the picture's."""
+        batch, length, *head = text.shape
+        joint = text.new_empty(batch, length + picture.shape[1], *head)
+        self._norm_rotate(text, norms[0].weight, EPS, at.text, joint[:, :length])
+        self._norm_rotate(picture, norms[1].weight, EPS, at.picture, joint[:, length:])
+        return joint
 
 
 class FeedForward(nn.Module):

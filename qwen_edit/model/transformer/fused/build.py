@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as cuda
 from triton.runtime import driver
@@ -78,9 +79,14 @@ def build(capabilities: Sequence[tuple[int, int]], dtype: torch.dtype = torch.bf
 def launches(dtype: torch.dtype, heads: int, channels: int, width: int) -> Iterator[launch.Launch]:
     """What `warm` launches, on the CPU's memory."""
     for name, given in samples(torch.device("cpu"), dtype, heads, channels, width):
-        rows = torch.empty(given[0].shape, dtype=DTYPE if name == "quantize_rows" else dtype)
-        results = (rows, torch.empty(len(rows), 1)) if name == "quantize_rows" else (rows,)
-        yield launch.LAUNCHES[name](*given, *results)
+        yield launch.LAUNCHES[name](*given, *_results(name, given[0]))
+
+
+def _results(name: str, like: Tensor) -> tuple[Tensor, ...]:
+    """What a function makes for its result, given its first argument; the one for queries and keys is given its own."""
+    if name == "quantize_rows":
+        return torch.empty(like.shape, dtype=DTYPE), torch.empty(len(like), 1)
+    return () if name == "norm_rotate" else (torch.empty_like(like),)
 
 
 def build_launchers(built: Sequence[Built]) -> None:

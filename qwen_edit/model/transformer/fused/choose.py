@@ -22,7 +22,7 @@ class Kernels:
     """
 
     name: Literal["triton", "torch"]
-    norm_rotate: Callable[[Tensor, Tensor, float, Tensor], Tensor]
+    norm_rotate: Callable[[Tensor, Tensor, float, Tensor, Tensor], Tensor]
     modulate: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     gated: Callable[[Tensor, Tensor, Tensor], Tensor]
     quantize_rows: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -79,16 +79,24 @@ def differing(
     kernels: Kernels, device: torch.device, dtype: torch.dtype, heads: int, channels: int, width: int
 ) -> list[str]:
     """The names of the functions whose results for random numbers are not near those of their twins."""
-    right = plain("")
-    calls = samples(device, dtype, heads, channels, width)
-    wrong = [name for name, given in calls if not _near(getattr(kernels, name)(*given), getattr(right, name)(*given))]
+    right, sizes = plain(""), (device, dtype, heads, channels, width)
+    # Twice, because both write into what they are given.
+    calls = zip(samples(*sizes), samples(*sizes), strict=True)
+    wrong = [
+        name
+        for (name, given), (_, likewise) in calls
+        if not _near(getattr(kernels, name)(*given), getattr(right, name)(*likewise))
+    ]
     return list(dict.fromkeys(wrong))
 
 
 def samples(
     device: torch.device, dtype: torch.dtype, heads: int, channels: int, width: int
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The name of a function, and random arguments: two members of a batch with three tokens each, q in a product."""
+    """The name of a function, and random arguments: two members of a batch with three tokens each.
+
+    Queries come from a product with keys and values, and go behind two tokens of another stream.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -96,7 +104,9 @@ def samples(
 
     product = random(2, 3, 3, heads, channels)
     angles = torch.randn(3, channels // 2, generator=generator).to(device)
-    yield "norm_rotate", (product[:, :, 0], random(channels), 1e-6, torch.stack([angles.cos(), angles.sin()], dim=-1))
+    positions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    joint = product.new_full((2, 5, heads, channels), torch.nan)
+    yield "norm_rotate", (product[:, :, 0], random(channels), 1e-6, positions, joint[:, 2:])
     stream, scale, shift = random(2, 3, width), random(1, 1, width), random(1, 1, width)
     yield "modulate", (stream, scale, shift, 1e-6)
     yield "gated", (stream, scale, random(2, 3, width))

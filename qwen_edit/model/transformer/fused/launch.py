@@ -48,11 +48,10 @@ class Launch(NamedTuple):
         return {"num_warps": self.warps, "enable_fp_fusion": True}
 
 
-def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor) -> Tensor:
+def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor, out: Tensor) -> Tensor:
     """`twins.norm_rotate`."""
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    norming(x, weight, eps, positions, result).run()
-    return result
+    norming(x, weight, eps, positions, out).run()
+    return out
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -78,16 +77,17 @@ def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norming(x: Tensor, weight: Tensor, eps: float, positions: Tensor, result: Tensor) -> Launch:
-    """`norm_rotate` into a result."""
+    """`norm_rotate` into a result, which may be a part of something larger, its channels side by side."""
     x, weight, positions = _aligned(x), _aligned(weight), _aligned(positions.flatten(1))
     batch, tokens, heads, channels = x.shape
     channel_block = _power(channels)
     # As many heads of a token as divide them: with 24 heads of 128 channels there is no lane beyond them.
     head_block = min(heads & -heads, max(VALUES_OF_PROGRAM // channel_block, 1))
+    strides = (*x.stride()[:3], *result.stride()[:3])
     return Launch(
         triton_kernels.norm_rotate,
         (batch * tokens, heads // head_block),
-        (x, weight, positions, result, *x.stride()[:3], tokens, eps, heads, channels, head_block, channel_block),
+        (x, weight, positions, result, *strides, tokens, eps, heads, channels, head_block, channel_block),
         _warps(head_block * channel_block, VALUES_OF_PROGRAM // 4),
     )
 

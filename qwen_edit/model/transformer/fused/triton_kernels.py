@@ -20,6 +20,9 @@ def norm_rotate(
     x_of_batch: tl.int64,
     x_of_token: tl.int64,
     x_of_head: tl.int64,
+    result_of_batch: tl.int64,
+    result_of_token: tl.int64,
+    result_of_head: tl.int64,
     tokens: int,
     eps: tl.constexpr,
     heads: tl.constexpr,
@@ -27,14 +30,14 @@ def norm_rotate(
     head_block: tl.constexpr,
     channel_block: tl.constexpr,
 ) -> None:
-    """`twins.norm_rotate` for `head_block` heads of one token; `x_of_*` are strides in elements."""
+    """`twins.norm_rotate` for `head_block` heads of one token; `*_of_*` are strides in elements."""
     row = tl.program_id(0).to(tl.int64)
-    token = row % tokens
+    batch, token = row // tokens, row % tokens
     head = tl.program_id(1) * head_block + tl.arange(0, head_block)[:, None]
     channel = tl.arange(0, channel_block)
     inside = (head < heads) & (channel < channels)[None, :]
 
-    start = x + (row // tokens) * x_of_batch + token * x_of_token
+    start = x + batch * x_of_batch + token * x_of_token
     values = tl.load(start + head * x_of_head + channel[None, :], mask=inside, other=0.0).to(tl.float32)
     factor = tl.load(weight + channel, mask=channel < channels, other=0.0).to(tl.float32)
     length = tl.rsqrt(tl.sum(values * values, axis=1) / channels + eps)
@@ -45,7 +48,7 @@ def norm_rotate(
     even, odd = tl.split(tl.reshape(normed, [head_block, channel_block // 2, 2]))
     turned = tl.join(even * cosine - odd * sine, even * sine + odd * cosine)
     tl.store(
-        result + (row * heads + head) * channels + channel[None, :],
+        result + batch * result_of_batch + token * result_of_token + head * result_of_head + channel[None, :],
         tl.reshape(turned, [head_block, channel_block]).to(result.dtype.element_ty),
         mask=inside,
     )

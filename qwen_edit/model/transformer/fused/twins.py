@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor) -> Tensor:
+def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor, out: Tensor) -> Tensor:
     """The RMSNorm of queries or keys, then their rotary embedding, which turns pairs of neighbouring channels.
 
     The norm is computed in float32 and rounded to the dtype of x with its weight applied; so is the rotation.
@@ -18,11 +18,17 @@ def norm_rotate(x: Tensor, weight: Tensor, eps: float, positions: Tensor) -> Ten
         weight: of the norm, [channels].
         eps: what is added to the mean square.
         positions: cosine and sine of each pair's angle, float32 [tokens, channels / 2, 2].
+        out: where the result goes, of the shape and the dtype of x: perhaps the tokens of one stream among those of
+            both. Channels lie side by side.
 
     Returns:
-        [batch, tokens, heads, channels], contiguous, in the dtype of x.
+        `out`.
     """
-    return _rotated(functional.rms_norm(x, weight.shape, weight, eps), positions)
+    normed = functional.rms_norm(x, weight.shape, weight, eps)
+    if out.is_contiguous():
+        return _rotated(normed, positions, out)
+    # Some members' tokens of one stream, which have gaps: the compiler takes no such `out` of an operation.
+    return out.copy_(_rotated(normed, positions, torch.empty_like(out, memory_format=torch.contiguous_format)))
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -52,14 +58,13 @@ def gated(residual: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     return torch.addcmul(residual, gate, update)
 
 
-def _rotated(x: Tensor, positions: Tensor) -> Tensor:
-    """Turn each pair of channels by the angle of its position, in float32."""
+def _rotated(x: Tensor, positions: Tensor, out: Tensor) -> Tensor:
+    """Turn each pair of channels by the angle of its position, in float32, into contiguous memory."""
     pairs = x.view(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., :1], pairs[..., 1:]
     cosine, sine = positions.unbind(-1)
     # Where the angle takes an even channel, and where it takes an odd one: [tokens, 1, channels / 2, 2].
     of_even, of_odd = positions[:, None], torch.stack([-sine, cosine], dim=-1)[:, None]
-    turned = torch.empty_like(pairs, memory_format=torch.contiguous_format)
     # Operands of two dtypes, and a result that is rounded as it is written: no pass only converts.
-    torch.addcmul(even * of_even, odd, of_odd, out=turned)
-    return turned.flatten(-2)
+    torch.addcmul(even * of_even, odd, of_odd, out=out.view(pairs.shape))
+    return out

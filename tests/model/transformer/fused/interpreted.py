@@ -77,10 +77,28 @@ def test_norm_rotate(batch: int, tokens: int, heads: int, channels: int, dtype: 
     x = stacked(batch, tokens, heads, channels, dtype)
     assert x.stride(1) == 3 * heads * channels
     given = (x, random(channels, dtype=dtype, seed=3), EPS, positions(tokens, channels))
+    joint = torch.full((batch, 2 + tokens + 1, heads, channels), torch.nan, dtype=dtype)
+    among_others = joint[:, 2:-1]
+
+    assert launch.norm_rotate(*given, among_others) is among_others
 
     normed = torch.nn.functional.rms_norm(x, (channels,), given[1], EPS).float()
     pairs = normed.unflatten(-1, (-1, 2)).norm(dim=-1).repeat_interleave(2, dim=-1)
-    assert_within_a_rounding(launch.norm_rotate(*given), twins.norm_rotate(*given), pairs)
+    right = twins.norm_rotate(*given, torch.empty(x.shape, dtype=dtype))
+    assert_within_a_rounding(among_others.contiguous(), right, pairs)
+    assert joint[:, :2].isnan().all()
+    assert joint[:, -1].isnan().all()
+
+
+def test_heads_may_lie_apart_where_queries_are_written() -> None:
+    x = stacked(2, 3, 4, 16, torch.float32)
+    given = (x, random(16, seed=3), EPS, positions(3, 16))
+    apart = torch.full((2, 4, 3, 48), torch.nan)[..., :16].transpose(1, 2)
+
+    launch.norm_rotate(*given, apart)
+
+    right = twins.norm_rotate(*given, torch.empty(2, 3, 4, 16))
+    assert_within_a_rounding(apart.contiguous(), right, torch.full_like(right, 10))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

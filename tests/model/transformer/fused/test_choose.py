@@ -84,6 +84,12 @@ def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.M
     assert warm(CPU, *SIZES) == plain("wrong result of gated, quantize_rows")
 
 
+def test_a_kernel_that_writes_nothing_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_of_triton(monkeypatch, norm_rotate=lambda _x, _weight, _eps, _positions, out: out)
+
+    assert warm(CPU, *SIZES).reason == "wrong result of norm_rotate"
+
+
 @pytest.mark.parametrize("wrong", [math.nan, 1.01, torch.float32])
 def test_neither_nan_nor_another_dtype_nor_one_percent_is_near(
     wrong: float | torch.dtype, monkeypatch: pytest.MonkeyPatch

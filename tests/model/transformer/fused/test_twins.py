@@ -37,20 +37,24 @@ def normed(x: Tensor, weight: Tensor) -> Tensor:
     return x / (x.square().mean(dim=-1, keepdim=True) + EPS).sqrt() * weight.double()
 
 
-def test_queries_are_normed_and_turned() -> None:
-    x, weight = stacked_part(torch.float32), random(CHANNELS, dtype=torch.float32)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_queries_are_normed_and_turned_to_where_they_are_wanted(batch: int) -> None:
+    x, weight = stacked_part(torch.float32, batch), random(CHANNELS, dtype=torch.float32)
+    joint = torch.full((batch, 2 + TOKENS, HEADS, CHANNELS), torch.nan)
+    out = joint[:, 2:]
 
-    result = norm_rotate(x, weight, EPS, positions())
+    assert norm_rotate(x, weight, EPS, positions(), out) is out
 
-    assert result.is_contiguous()
     assert not x.is_contiguous()
-    torch.testing.assert_close(result.double(), turned(normed(x, weight)), rtol=0, atol=1e-5)
+    assert out.is_contiguous() == (batch == 1)
+    assert joint[:, :2].isnan().all()
+    torch.testing.assert_close(joint[:, 2:].double(), turned(normed(x, weight)), rtol=0, atol=1e-5)
 
 
 def test_the_norm_is_rounded_with_its_weight_and_the_rotation_after_it() -> None:
     x, weight = stacked_part(torch.bfloat16), random(CHANNELS, dtype=torch.bfloat16)
 
-    result = norm_rotate(x, weight, EPS, positions())
+    result = norm_rotate(x, weight, EPS, positions(), torch.empty(x.shape, dtype=torch.bfloat16))
 
     expected = turned(normed(x, weight).bfloat16()).bfloat16()
     assert result.dtype == torch.bfloat16

@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import quote
 
 from qwen_edit.log import log
-from qwen_edit.serving.outbox import RefusedError
-from qwen_edit.serving.queue import Queue
+from qwen_edit.serving.queue.loop import Queue
+from qwen_edit.serving.queue.outbox import RefusedError
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 FitnessCheck = Callable[[], Awaitable[None] | None]

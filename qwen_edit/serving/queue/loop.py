@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from qwen_edit.log import log
 from qwen_edit.serving.clock import Clock, Pauses
-from qwen_edit.serving.outbox import Outbox
+from qwen_edit.serving.queue.outbox import Outbox
 
 POLL_S = 90.0
 """Seconds that the platform may hold a poll open."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from qwen_edit.serving import outbox as module
-from qwen_edit.serving.outbox import KEPT_S, Outbox, RefusedError
+from qwen_edit.serving.queue import outbox as module
+from qwen_edit.serving.queue.outbox import KEPT_S, Outbox, RefusedError
 from tests.support.moved_clock import MovedClock
 
 Fails = Callable[[MovedClock], Exception | None]

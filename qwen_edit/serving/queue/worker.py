@@ -2,33 +2,27 @@
 
 import asyncio
 import multiprocessing
-import multiprocessing.util
 import os
-import signal
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from qwen_edit.contract.request import EditRequest
+from qwen_edit.contract import routes
 from qwen_edit.edit.fitting import limit_for
 from qwen_edit.editor import Fetch
 from qwen_edit.errors import EditError, SettingsError
-from qwen_edit.log import flush, log, write_beside
+from qwen_edit.log import flush, write_beside
 from qwen_edit.pictures import read
-from qwen_edit.serving import fitness, runpod_sdk
-from qwen_edit.serving.queue import Queue
-from qwen_edit.serving.runpod_sdk import RunPod
-from qwen_edit.serving.service import Caller, DeviceLostError, LeftError, Service
+from qwen_edit.serving import fitness
+from qwen_edit.serving.ending import FLUSH_S, end_at_signals, leave
+from qwen_edit.serving.failures import DeviceLostError, LeftError
+from qwen_edit.serving.progress import Progress
+from qwen_edit.serving.queue import runpod_sdk
+from qwen_edit.serving.queue.loop import Queue
+from qwen_edit.serving.queue.runpod_sdk import RunPod
+from qwen_edit.serving.service import Caller, Service
 from qwen_edit.settings import Settings
-
-FINALIZERS = "_run_finalizers"
-"""Of `multiprocessing.util`: what an ordinary end of the process runs for its locks."""
-
-FLUSH_S = 2.0
-"""Seconds that an end waits for the log to be read."""
 
 
 class Worker:
@@ -54,7 +48,7 @@ class Worker:
 
     def load(self) -> None:
         """Begin to load the editor, and return at once. From now on a signal ends the process, also as process 1."""
-        self._end_at_signals()
+        end_at_signals()
         self.service.load()
 
     def run(self) -> None:
@@ -67,14 +61,14 @@ class Worker:
         # pinned, and give the child a CUDA that it cannot use. The SDK's import makes locks for the method set by then.
         multiprocessing.set_start_method("spawn", force=True)
         # The SDK takes the signals as it starts, and the checks are the first to run after that.
-        checks = [self._end_at_signals, *fitness.checks(self.settings), self.editor_is_ready]
+        checks = [end_at_signals, *fitness.checks(self.settings), self.editor_is_ready]
         try:
             status = runpod_sdk.start(self.handle, self.settings.concurrency, checks, self._queue)
         finally:
             has_ended = self.service.close()
             flush(FLUSH_S)
         if self.settings.on_platform or not has_ended:
-            _leave(status)
+            leave(status)
 
     async def editor_is_ready(self) -> None:
         """Wait for the load, and warm the device up: the last check before the platform's first job is taken.
@@ -97,18 +91,19 @@ class Worker:
         job_id = str(job.get("id", "unknown"))
         try:
             with self.service.job(job_id):
-                request = EditRequest.parse(job.get("input"))
-                reply = await self.service.edit(request, self._caller(job_id))
-                return reply.response.to_json()
+                asked = routes.read(job.get("input"))
+                caller = self._caller(job_id, with_preview=asked.request.preview)
+                reply = await self.service.edit(asked.request, caller)
+                return asked.answer(reply.response)
         except LeftError:
             return None
         except EditError as error:
             renewal = {"refresh_worker": True} if isinstance(error, DeviceLostError) else {}
             return {"error": str(error), **renewal}
 
-    def _caller(self, job_id: str) -> Caller:
+    def _caller(self, job_id: str, *, with_preview: bool) -> Caller:
         post = partial(self._platform.report, job_id) if self._platform else None
-        return Caller(job_id, limit_for(job_id, self.settings), post)
+        return Caller(job_id, limit_for(job_id, self.settings), Progress(post, with_preview))
 
     def _queue(self, platform: RunPod) -> Queue:
         self._platform = platform
@@ -116,23 +111,3 @@ class Worker:
         loop = asyncio.get_running_loop()
         self.service.device.when_lost(lambda: loop.call_soon_threadsafe(queue.abandon))
         return queue
-
-    def _end_at_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _end)
-
-
-def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    """Nothing is owed yet: end as a process that has no handler does."""
-    log("ended by a signal", signal=signal.Signals(number).name)
-    _leave(128 + number)
-
-
-def _leave(status: int) -> NoReturn:
-    """End the process without waiting for a thread that hangs."""
-    flush(FLUSH_S)
-    for child in multiprocessing.active_children():
-        child.terminate()
-    with suppress(AttributeError):  # else a process that watches over the locks says that they are left behind
-        getattr(multiprocessing.util, FINALIZERS)()
-    os._exit(status)

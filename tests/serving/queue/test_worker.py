@@ -15,9 +15,9 @@ from PIL import Image
 
 from qwen_edit.edit.fitting import Encoded
 from qwen_edit.editor import Editor
+from qwen_edit.serving.queue.worker import Worker
 from qwen_edit.serving.saving import save
 from qwen_edit.serving.service import Service
-from qwen_edit.serving.worker import Worker
 from qwen_edit.settings import Settings
 from tests.support.object_store import download, object_store
 from tests.support.patience import PATIENCE

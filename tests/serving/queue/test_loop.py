@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from qwen_edit.serving import outbox
-from qwen_edit.serving.queue import Queue
+from qwen_edit.serving.queue import outbox
+from qwen_edit.serving.queue.loop import Queue
 from tests.support.moved_clock import MovedClock
 
 Answer = list[object] | Exception

@@ -1,0 +1,1 @@
+"""RunPod's queue as a door: jobs taken, answered and delivered."""
