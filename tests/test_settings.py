@@ -90,6 +90,7 @@ BAD = {
     "QWEN_EDIT_OFFLOAD": ["yes", "1", "sequential"],
     "QWEN_EDIT_COMPILE": ["on", "max-autotune"],
     "QWEN_EDIT_FUSED_QKV": ["yes", "2"],
+    "QWEN_EDIT_TRITON": ["yes", "off"],
     "QWEN_EDIT_LEAN_IMPORTS": ["off", "yes"],
     "QWEN_EDIT_ALLOW_DOWNLOAD": ["true", "yes", "2", "01"],
     "QWEN_EDIT_ALLOW_URLS": ["on", "-1"],
