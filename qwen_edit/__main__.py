@@ -1,4 +1,4 @@
-"""`python -m qwen_edit PHOTO "prompt" -o OUT` edits one file from the shell; `python -m qwen_edit serve` serves HTTP."""
+"""`python -m qwen_edit PHOTO "prompt" -o OUT`: edit one file from the shell. `python -m qwen_edit serve`: serve HTTP."""
 
 import argparse
 import base64

@@ -36,8 +36,8 @@ class Policy:
 class Order:
     """What a door submits.
 
-    `answer` makes the door's output of a response. `with_preview` chooses the steps whose update has a picture; where it
-    is None, the request does.
+    `answer` makes the door's output of a response. `with_preview` chooses the steps whose update has a
+    picture; None leaves that to the request.
     `webhook` is told of the end. `key` is the caller's own name for the job: a second order with it finds the first.
     `keeps_files` keeps the files of the result beside the response.
     """

@@ -13,8 +13,8 @@ from qwen_edit.serving.progress import INTERVAL, update_of
 class Watch:
     """A listener (see `serving.progress`) that tells a job of each step.
 
-    A preview costs a wait for the device. So `with_preview` chooses its steps. Where it is None, `often` asks for one at
-    most every half a second.
+    A preview costs a wait for the device. So `with_preview` chooses its steps. Where it is None, `often` asks for one
+    every half a second at most.
     """
 
     def __init__(self, job: Job, with_preview: Callable[[Step], bool] | None, *, often: bool) -> None:
