@@ -1,4 +1,4 @@
-"""`python -m qwen_edit PHOTO "prompt" -o OUT`: edit one file from the shell. `python -m qwen_edit serve`: serve HTTP."""
+"""`python -m qwen_edit PHOTO "prompt" -o OUT`: edit a file from the shell. `python -m qwen_edit serve`: serve HTTP."""
 
 import argparse
 import base64
