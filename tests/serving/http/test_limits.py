@@ -23,7 +23,7 @@ class Hurried(LimitedProtocol):
     stall_s = 0.3
 
 
-async def app(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+async def app(scope: dict[str, Any], _receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
     """`/slow` answers after longer than a head may take, `/large` with much."""
     if scope["path"] == "/slow":
         await asyncio.sleep(2 * Hurried.head_s)
@@ -37,7 +37,7 @@ async def app(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[
 async def listening() -> AsyncIterator[Connect]:
     """A server, and what connects to it."""
     config = uvicorn.Config(
-        app, port=0, http=Hurried, ws="none", lifespan="off", log_config=None, timeout_keep_alive=PATIENCE
+        app, port=0, http=Hurried, ws="none", lifespan="off", log_config=None, timeout_keep_alive=int(PATIENCE)
     )
     server = uvicorn.Server(config)
     config.load()
