@@ -1,4 +1,4 @@
-"""`python -m qwen_edit PHOTO "prompt" -o OUT`: edit one file from the shell."""
+"""`python -m qwen_edit PHOTO "prompt" -o OUT`: edit a file from the shell. `python -m qwen_edit serve`: serve HTTP."""
 
 import argparse
 import base64
@@ -21,7 +21,11 @@ from qwen_edit.edit.respond import respond
 from qwen_edit.editor import Editor
 from qwen_edit.errors import EditError, InvalidImage, InvalidRequest, SettingsError
 from qwen_edit.pictures.read import ignore_pillows_warnings
+from qwen_edit.serving import door
 from qwen_edit.settings import Settings
+
+SERVE = "serve"
+"""As the first word alone: a photo of this name is `./serve`."""
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -32,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 after a sentence on stderr that says what is wrong.
     """
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _edit(arguments)
+        if words[:1] == [SERVE]:
+            _serve(_server_parser().parse_args(words[1:]))
+        else:
+            _edit(_parser().parse_args(words))
     except (EditError, SettingsError) as error:
         print(f"qwen-edit: {error}", file=sys.stderr)
         return 1
@@ -54,6 +61,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", type=int, help="of the result, 256 to 2048; with --width")
     parser.add_argument("--quality", type=int, help="of JPEG and WebP, 1 to 100", dest="output_quality")
     return parser
+
+
+def _server_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwen-edit serve", description="Serve edits over HTTP; see docs/serving.md.")
+    parser.add_argument("--host", help="where to listen: 127.0.0.1 for this machine alone (QWEN_EDIT_HOST)")
+    parser.add_argument("--port", help="8000 where nothing is said (PORT)")
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    given = {"QWEN_EDIT_HOST": arguments.host, "PORT": arguments.port}
+    settings = Settings.from_environ({**os.environ, **{name: value for name, value in given.items() if value}})
+    door.serve(settings, fetch_missing)
 
 
 def _edit(arguments: argparse.Namespace) -> None:

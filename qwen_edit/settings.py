@@ -33,9 +33,10 @@ class BucketSettings:
 class Settings:
     """How this process serves. `docs/operations.md` says what each variable means.
 
-    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable. `on_endpoint` is
-    whether this is a worker of one of its endpoints, of either kind. `gpu_sign` is what the environment says of a GPU that this process is meant to have; None where it says nothing. `mode` says which
-    door opens; the fields from `host` on are the HTTP server's, whose `port_health` None means `port`.
+    `on_platform` is whether RunPod's queue hands out the jobs, which its SDK knows by the same variable; `on_endpoint`,
+    whether this is a worker of one of its endpoints, of either kind. `gpu_sign` is what the environment says of a GPU
+    that this process is meant to have; None where it says nothing. `mode` says which door opens. The fields from `host`
+    on are the HTTP server's; its `port_health` None means `port`.
     """
 
     models: Path = MODELS

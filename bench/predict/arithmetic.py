@@ -114,7 +114,7 @@ BLOCK: Mapping[str, float] = {
     "LayerNorm and modulation in one": 2 * 2,
     "gates": 2 * 3,
 }
-"""The same of the worker's own block with Triton's kernels; see `bench.gpu.traffic`, which counts 24.2."""
+"""The same of the worker's own block with Triton's kernels, as much as `COMPILED`; `bench.gpu.traffic` counts 24.2."""
 
 BLOCK_OF_TORCH: Mapping[str, float] = {**BLOCK, "norm, rotation and concatenation in one": 20.8}
 """The same with PyTorch's operations: the norm with a copy of its input (4 each), and the rotation; 40.8 in all."""

@@ -78,18 +78,24 @@ class Loader:
         return self._incoming(checkpoint, files, cancelled)
 
     @contextmanager
-    def importing(self, *, lean: bool, compiled: bool) -> Iterator[None]:
+    def importing(self, switches: Switches, *, lean: bool) -> Iterator[None]:
         """Import diffusers and transformers, what they are built in, and the engine where it is to run.
+
+        Args:
+            switches: what is to be compiled or fused, which takes imports of its own.
+            lean: without what an edit does not use.
 
         Raises:
             ModelUnavailable: the engine cannot be used.
         """
         is_known = self._form.is_dense  # what the engine imports is not known here
-        with lean_imports("qwen_edit.loading.assembly", enabled=lean and is_known, compiled=compiled):
+        with lean_imports("qwen_edit.loading.assembly", enabled=lean and is_known, compiled=switches.compiled):
             if not self._form.is_dense:  # beside the reading, which an engine that is broken need not wait for
-                from qwen_edit.model.transformer.nunchaku_engine import engine_class
+                from qwen_edit.model.transformer.nunchaku_engine import engine_class, fused_product
 
                 engine_class()
+                if switches.fused_qkv:
+                    fused_product()
             yield
 
     def assemble(self, incoming: IncomingModel, checkpoint: Checkpoint, switches: Switches) -> "EditPipeline":

@@ -42,17 +42,17 @@ def load(
         from qwen_edit.machine.device import out_of_memory
 
         _go_on(is_cancelled)
+        switches = Switches(settings.compiled, settings.fused_qkv, settings.triton)
         loader = Loader.for_device(settings, base, checkpoint)
         with (
             out_of_memory("the model does not fit the device's memory"),
             loader.begin(base, checkpoint, is_cancelled) as incoming,
-            loader.importing(lean=settings.lean_imports, compiled=settings.compiled),  # while the above is under way
+            loader.importing(switches, lean=settings.lean_imports),  # while the above is under way
         ):
             import qwen_edit.model.render  # noqa: F401 - now, and not in the first edit
 
             imported = time.perf_counter()
             _go_on(is_cancelled)
-            switches = Switches(settings.compiled, settings.fused_qkv, settings.triton)
             pipeline = loader.assemble(incoming, checkpoint, switches)
     return loader, pipeline, _timings(started, imported, incoming)
 

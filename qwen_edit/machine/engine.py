@@ -1,6 +1,5 @@
 """Whether the engine is installed, found without importing it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -12,12 +11,23 @@ HOW_TO_INSTALL = (
 )
 
 
+FUSED_PRODUCT = "fused_qkv_norm_rottary"
+"""The engine's operation for `QWEN_EDIT_FUSED_QKV=1`, of its module `nunchaku.ops.fused`."""
+
+
 @dataclass(frozen=True)
 class Engine:
-    """The installed `nunchaku`. `fault` says why it cannot be used, in words that follow "but"; None where it can."""
+    """The installed `nunchaku`.
+
+    Attributes:
+        fault: why it cannot be used, in words that follow "but"; None where it can.
+        has_fused_product: whether its files name the operation. Whether it takes what it is called with shows when the
+            engine is imported.
+    """
 
     version: str | None
     fault: str | None
+    has_fused_product: bool = True
 
 
 def find_engine() -> Engine:
@@ -28,14 +38,15 @@ def find_engine() -> Engine:
     spec = find_spec("nunchaku")
     if spec is None:
         return Engine(None, "nunchaku is not installed")
-    version = _version("nunchaku")
-    if not _has_models(spec.submodule_search_locations or ()):
+    version, folders = _version("nunchaku"), [*map(Path, spec.submodule_search_locations or ())]
+    if not any((folder / "models" / "transformers").is_dir() for folder in folders):
         return Engine(version, f"the nunchaku {version or 'of unknown version'} that is installed is another package")
-    return Engine(version, _other_torch(version, _version("torch")))
+    return Engine(version, _other_torch(version, _version("torch")), any(map(_names_product, folders)))
 
 
-def _has_models(folders: Iterable[str]) -> bool:
-    return any((Path(folder) / "models" / "transformers").is_dir() for folder in folders)
+def _names_product(folder: Path) -> bool:
+    """Whether the file where the operation stands, `ops/fused.py` or a compiled one, names it."""
+    return any(FUSED_PRODUCT.encode() in file.read_bytes() for file in folder.glob("ops/fused.*"))
 
 
 def _other_torch(engine: str | None, torch: str | None) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from qwen_edit.errors import ModelUnavailable
 from qwen_edit.machine.backend import SLOW_INT4, BackendName, Card, no_bfloat16, no_fp8, no_int4
-from qwen_edit.machine.engine import HOW_TO_INSTALL, Engine
+from qwen_edit.machine.engine import FUSED_PRODUCT, HOW_TO_INSTALL, Engine
 from qwen_edit.machine.gpu_memory import MemoryWay, ModelSizes, OffloadName, memory_way
 from qwen_edit.machine.host_memory import is_enough, require_enough
 from qwen_edit.settings import Backend, Settings
@@ -68,6 +68,7 @@ def choose_setup(
     taken = next((way for way in allowed if _is_wanted(way, settings, card) and way.peak <= card.free), None)
     backend = taken.backend if taken else allowed[-1].backend  # the last of them needs the least
     _require_backend_of_switches(settings, backend)
+    _require_fused_product(settings, engine)
     if taken is None:
         raise ModelUnavailable(_why_none_fits(settings, card, engine, backend, rows, host))
     own = [way for way in rows if way.backend == backend]
@@ -100,6 +101,14 @@ def _require_backend_of_switches(settings: Settings, backend: BackendName) -> No
         raise ModelUnavailable(
             f"QWEN_EDIT_FUSED_QKV is 1, but the {backend} backend runs, which does without the engine's kernels; "
             "leave it out or set QWEN_EDIT_BACKEND=nunchaku"
+        )
+
+
+def _require_fused_product(settings: Settings, engine: Engine) -> None:
+    if settings.fused_qkv and not engine.has_fused_product:
+        raise ModelUnavailable(
+            f"QWEN_EDIT_FUSED_QKV is 1, but nunchaku {engine.version} has no nunchaku.ops.fused.{FUSED_PRODUCT}; "
+            "leave it out or install release 1.2.1"
         )
 
 

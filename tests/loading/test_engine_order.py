@@ -12,15 +12,15 @@ from qwen_edit.errors import ModelUnavailable
 from qwen_edit.loading import start
 from qwen_edit.loading.incoming import IncomingModel
 from qwen_edit.loading.loader import Loader
+from qwen_edit.loading.switches import Switches
 from qwen_edit.machine.device import MachineSetup
 from qwen_edit.machine.setup import Choice
 from qwen_edit.model.transformer.expansion import Expanded
 from qwen_edit.model.transformer.nunchaku_engine import MODULE
 from qwen_edit.settings import Settings
 from qwen_edit.store.catalog import LIGHTNING
-from tests.support.places import ROOT
+from tests.support.engine import STAND_IN, changed_engine
 
-STAND_IN = ROOT / "tests" / "support" / "stand_in"
 ON_CPU = MachineSetup(torch.device("cpu"), Choice("nunchaku", "nunchaku: the test asks for it"), None)
 
 
@@ -68,6 +68,18 @@ def test_an_engine_that_is_broken_does_not_wait_for_the_weights(
         (folder / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    importing = Loader(models, ON_CPU).importing(lean=True, compiled=False)
+    importing = Loader(models, ON_CPU).importing(Switches(), lean=True)
     with pytest.raises(ModelUnavailable, match=r"cannot be imported: OSError"), importing:
+        pytest.fail("the weights are waited for")
+
+
+@pytest.mark.usefixtures("no_engine_yet")
+def test_an_engine_without_the_fused_product_does_not_wait_for_the_weights_either(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed_engine(tmp_path, "ops/fused.py", "del fused_qkv_norm_rottary")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    importing = Loader(models, ON_CPU).importing(Switches(fused_qkv=True), lean=True)
+    with pytest.raises(ModelUnavailable, match=r"which QWEN_EDIT_FUSED_QKV=1 calls; leave that out"), importing:
         pytest.fail("the weights are waited for")

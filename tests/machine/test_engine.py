@@ -27,7 +27,22 @@ def test_the_engine_is_found_without_importing_it(tmp_path: Path, monkeypatch: p
     install(tmp_path, "1.2.1", "models/transformers")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
 
-    assert find_engine() == Engine("1.2.1", None)
+    assert find_engine() == Engine("1.2.1", None, has_fused_product=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [("def fused_qkv_norm_rottary(x): ...", True), ("def fused_gelu_mlp(x): ...", False), (None, False)],
+)
+def test_whether_the_engine_has_the_fused_product_is_seen_without_importing_it(
+    text: str | None, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "1.2.1", "models/transformers", "ops")
+    if text:
+        (tmp_path / "nunchaku" / "ops" / "fused.py").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+
+    assert find_engine() == Engine("1.2.1", None, has)
 
 
 def test_the_unrelated_package_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

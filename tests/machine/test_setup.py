@@ -410,6 +410,19 @@ def test_the_engines_fused_product_is_refused_to_other_backends(
     assert choose_setup(Settings(fused_qkv=True), L40S, ENGINE, published_sizes)[0].backend == "nunchaku"
 
 
+def test_an_engine_without_the_fused_product_is_refused_before_weights_are_read() -> None:
+    old = Engine("1.1.0", None, has_fused_product=False)
+
+    with pytest.raises(ModelUnavailable) as refused:
+        choose_setup(Settings(fused_qkv=True), L40S, old, published_sizes)
+
+    assert refused.value.sentence == (
+        "QWEN_EDIT_FUSED_QKV is 1, but nunchaku 1.1.0 has no nunchaku.ops.fused.fused_qkv_norm_rottary; "
+        "leave it out or install release 1.2.1"
+    )
+    assert choose_setup(Settings(), L40S, old, published_sizes)[0].backend == "nunchaku"
+
+
 def test_a_card_that_would_run_dense_by_turns_is_told_so_where_the_engine_is_missing() -> None:
     l40s = card("L40S", (8, 9), 47.1)
     with pytest.raises(ModelUnavailable, match=r"it fits only with QWEN_EDIT_OFFLOAD=model, but nunchaku is not"):

@@ -56,10 +56,17 @@ def running(
     plane: ControlPlane, models: Path, folder: Path, *arguments: str, name: str = "worker-1", **environ: str
 ) -> Iterator[LoopWorker]:
     """Start `python handler.py`, or other arguments, as the platform would; killed at the end if it still runs."""
+    with launched(models, folder, *arguments, **plane.environ(name), **environ) as worker:
+        yield worker
+
+
+@contextmanager
+def launched(models: Path, folder: Path, *arguments: str, **environ: str) -> Iterator[LoopWorker]:
+    """As `running`, without a control plane."""
     folder.mkdir(parents=True, exist_ok=True)
-    ours = ("QWEN_EDIT_", "RUNPOD_", "BUCKET_")
+    ours = ("QWEN_EDIT_", "RUNPOD_", "BUCKET_", "PORT")
     inherited = {variable: value for variable, value in os.environ.items() if not variable.startswith(ours)}
-    settings = {"MODEL_CACHE_DIR": str(models), "QWEN_EDIT_DEVICE": "cpu", **plane.environ(name), **environ}
+    settings = {"MODEL_CACHE_DIR": str(models), "QWEN_EDIT_DEVICE": "cpu", **environ}
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         process = subprocess.Popen(
             [sys.executable, *(arguments or ("handler.py",))],

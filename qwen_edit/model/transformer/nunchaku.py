@@ -17,6 +17,11 @@ from qwen_edit.svdq.checkpoint import CheckpointInfo
 UNKNOWN_TO_ENGINE = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope", "guidance_embeds")
 """Fields of newer models that change what a forward computes, which the engine's does not know."""
 
+LARGEST_BATCH = 8
+"""Rows of the conditioning that the kernel of the modulations takes: `gemv_awq.cu` of release 1.2.1, which checks that
+with an `assert` and so ends the process without an error of Python. The engine's asserts on a file's sizes hold for all
+that pass `read_header`: widths are multiples of 128, groups have 64 weights, and ranks are multiples of 16."""
+
 
 def load_nunchaku(
     info: CheckpointInfo, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, fused_qkv: bool = False
@@ -51,7 +56,7 @@ def load_nunchaku(
         fuse_attention(transformer, fused_product(), info)
     else:
         transformer.pos_embed = RotaryTable(info.config["axes_dims_rope"])
-    transformer.register_forward_pre_hook(_add_text_lengths, with_kwargs=True)
+    transformer.register_forward_pre_hook(_as_the_engine_takes_it, with_kwargs=True)
     return transformer
 
 
@@ -60,11 +65,17 @@ def offload_blocks(transformer: QwenImageTransformer2DModel) -> None:
     transformer.set_offload(True, num_blocks_on_gpu=1)
 
 
-def _add_text_lengths(
+def _as_the_engine_takes_it(
     _transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Say how long the text is; diffusers 0.37 and later leave that to the shape of the embeddings."""
+    """Say how long the text is; diffusers 0.37 and later leave that to the shape of the embeddings.
+
+    Raises:
+        ValueError: the batch is larger than the engine's kernels take.
+    """
     # The second argument of the stock forward, whose first is the picture's tokens.
     states = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
     batch, length = states.shape[:2]
+    if batch > LARGEST_BATCH:
+        raise ValueError(f"the batch has {batch} members, expected at most {LARGEST_BATCH} with the nunchaku backend")
     return args, {**kwargs, "txt_seq_lens": [length] * batch}

@@ -28,13 +28,12 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
 from qwen_edit.errors import ModelUnavailable
-from qwen_edit.machine.engine import HOW_TO_INSTALL, find_engine
+from qwen_edit.machine.engine import FUSED_PRODUCT, HOW_TO_INSTALL, find_engine
 from qwen_edit.model.transformer.fused_attention import FusedProduct
 
 MODULE = "nunchaku.models.transformers.transformer_qwenimage"
 MODEL = "NunchakuQwenImageTransformer2DModel"
 OPERATIONS = "nunchaku.ops.fused"
-PRODUCT = "fused_qkv_norm_rottary"
 ARGUMENTS = ("x", "proj", "norm_q", "norm_k", "rotary_emb", "output")
 
 
@@ -73,12 +72,12 @@ def fused_product() -> FusedProduct:
         ModelUnavailable: the engine lacks it, or one of the arguments that are used.
     """
     try:
-        product = getattr(import_module(OPERATIONS), PRODUCT, None)
+        product = getattr(import_module(OPERATIONS), FUSED_PRODUCT, None)
     except ImportError:
         product = None
     if product is None or not {*ARGUMENTS} <= {*inspect.signature(product).parameters}:
         raise ModelUnavailable(
-            f"nunchaku {find_engine().version} has no {OPERATIONS}.{PRODUCT}({', '.join(ARGUMENTS)}), "
+            f"nunchaku {find_engine().version} has no {OPERATIONS}.{FUSED_PRODUCT}({', '.join(ARGUMENTS)}), "
             "which QWEN_EDIT_FUSED_QKV=1 calls; leave that out or install release 1.2.1"
         )
     return cast(FusedProduct, product)

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from qwen_edit.errors import EditError, InternalError
 from qwen_edit.serving.failures import OverloadedError
-from qwen_edit.serving.http import errors
+from qwen_edit.serving.http import errors, page
 from qwen_edit.serving.http.answers import Document
 from qwen_edit.serving.http.body import GoneError
-from qwen_edit.serving.http.edge import App
+from qwen_edit.serving.http.edge import PAGE_PATH, App
 from qwen_edit.serving.http.errors import Refusal
 from qwen_edit.serving.http.readiness import Readiness
 from qwen_edit.serving.http.routes.about import AboutRoutes
@@ -46,10 +46,17 @@ def build(jobs: Jobs, readiness: Readiness) -> App:
     _add(app, "GET", "/health", about.health)
     _add(app, "GET", "/model-info", about.model_info)
     _add(app, "GET", "/metrics", metrics.metrics)
+    app.add_api_route(PAGE_PATH, _page, methods=["GET", "HEAD"], include_in_schema=False)
     for kind, answer in _answers(jobs).items():
         app.add_exception_handler(kind, answer)
     origins = list(jobs.service.settings.origins)
     return CORSMiddleware(app, origins, allow_methods=["*"], allow_headers=["*"]) if origins else app
+
+
+async def _page(request: Request) -> Response:
+    held = page.load()
+    is_known = request.headers.get("if-none-match") == held.headers["ETag"]
+    return Response(b"" if is_known else held.body, 304 if is_known else 200, held.headers)
 
 
 def _add_runpod(app: FastAPI, routes: RunPodRoutes) -> None:

@@ -1,7 +1,7 @@
 """A body that was read whole → the fields in it: JSON, a form with files, or a file alone."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ def _parser(request: Request) -> MultiPartParser | FormParser:
     )
 
 
-async def _fed(request: Request) -> AsyncIterator[bytes]:
+async def _fed(request: Request) -> AsyncGenerator[bytes, None]:
     body = await request.body()
     for start in range(0, len(body), FEED):
         yield body[start : start + FEED]

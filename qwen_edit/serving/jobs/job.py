@@ -24,11 +24,6 @@ EXECUTION_S, TTL_S = 600.0, 24 * 3600.0
 """RunPod's defaults: the longest run of a job, and its longest life before its end (its documentation of policies)."""
 
 
-def no_step(_step: Step) -> bool:
-    """A choice of previews: none."""
-    return False
-
-
 @dataclass(frozen=True)
 class Policy:
     """Seconds that a job may run, and seconds from its submission to its end."""
@@ -41,7 +36,8 @@ class Policy:
 class Order:
     """What a door submits.
 
-    `answer` makes the door's output of a response. `with_preview` chooses the steps whose update has a picture.
+    `answer` makes the door's output of a response. `with_preview` chooses the steps whose update has a
+    picture; None leaves that to the request.
     `webhook` is told of the end. `key` is the caller's own name for the job: a second order with it finds the first.
     `keeps_files` keeps the files of the result beside the response.
     """
@@ -52,7 +48,7 @@ class Order:
     limit: int | None = None
     kept_s: float = SYNC_KEPT_S
     policy: Policy = Policy()
-    with_preview: Callable[[Step], bool] = no_step
+    with_preview: Callable[[Step], bool] | None = None
     webhook: str | None = field(default=None, repr=False)
     key: str | None = field(default=None, repr=False)
     keeps_files: bool = False

@@ -13,11 +13,11 @@ from qwen_edit.serving.progress import INTERVAL, update_of
 class Watch:
     """A listener (see `serving.progress`) that tells a job of each step.
 
-    A preview costs a wait for the device. So `with_preview` chooses its steps, or `often` asks for one at most every
-    half a second.
+    A preview costs a wait for the device. So `with_preview` chooses its steps. Where it is None, `often` asks for one
+    every half a second at most.
     """
 
-    def __init__(self, job: Job, with_preview: Callable[[Step], bool], *, often: bool) -> None:
+    def __init__(self, job: Job, with_preview: Callable[[Step], bool] | None, *, often: bool) -> None:
         self._job = job
         self._with_preview = with_preview
         self._often = often
@@ -37,8 +37,8 @@ class Watch:
     def _wants(self, step: Step) -> bool:
         if step.number == step.steps:
             return False
-        if self._with_preview(step):
-            return True
+        if self._with_preview is not None:
+            return self._with_preview(step)
         if not self._often or time.monotonic() < self._due:
             return False
         self._due = time.monotonic() + INTERVAL

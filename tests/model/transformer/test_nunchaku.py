@@ -56,6 +56,16 @@ def test_it_computes_what_the_dense_backend_computes(batch: int, models: Path) -
 
 
 @pytest.mark.usefixtures("engine")
+def test_a_batch_for_which_the_engine_would_end_the_process_is_refused_with_a_sentence(models: Path) -> None:
+    transformer = load(models / LIGHTNING.path)
+
+    with torch.inference_mode():
+        assert len(transformer(**inputs(8)).sample) == 8
+        with pytest.raises(ValueError, match="the batch has 9 members, expected at most 8 with the nunchaku backend"):
+            transformer(**inputs(9))
+
+
+@pytest.mark.usefixtures("engine")
 def test_a_plain_forward_with_positional_arguments_works_too(models: Path) -> None:
     transformer, given = load(models / LIGHTNING.path), inputs()
     positional = (given["hidden_states"], given["encoder_hidden_states"], None, given["timestep"], given["img_shapes"])

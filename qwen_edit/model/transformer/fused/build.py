@@ -12,6 +12,7 @@ the cache a worker needs no compiler. The cache remembers whole paths, so the fo
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -143,8 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _capabilities(text: str) -> list[tuple[int, int]]:
     """`8.0,9.0` as pairs of numbers."""
-    pairs = [tuple(map(int, one.split("."))) for one in text.split(",")]
-    return [(major, minor) for major, minor in pairs]
+    if not re.fullmatch(r"[0-9]{1,2}\.[0-9](,[0-9]{1,2}\.[0-9])*", text):
+        raise argparse.ArgumentTypeError(f"it is {text!r}, expected capabilities with commas between, like 8.0,9.0")
+    pairs = [one.split(".") for one in text.split(",")]
+    return [(int(major), int(minor)) for major, minor in pairs]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "nunchaku", "triton", "runpod"
 class AboutRoutes:
     """`/health` and `/model-info`."""
 
-    def __init__(self, jobs: Jobs, readiness: Readiness, loading: "Future[Editor]") -> None:
+    def __init__(self, jobs: Jobs, readiness: Readiness, loading: Future[Editor]) -> None:
         self._jobs = jobs
         self._readiness = readiness
         self._loading = loading

@@ -119,6 +119,16 @@ def test_each_kernel_compiles_for_each_card_without_one(folder: Path, capability
         assert "st.global.v4.b32" in ptx
 
 
+@pytest.mark.parametrize("text", ["x", "9", "8.0,", "8.0 9.0", "-8.0", ""])
+def test_capabilities_that_cannot_be_read_are_named_with_what_was_expected(text: str, tmp_path: Path) -> None:
+    command = ["-m", "qwen_edit.model.transformer.fused.build", "--folder", str(tmp_path), f"--capabilities={text}"]
+    done = python(*command, environment={**os.environ})
+
+    assert done.returncode == 2
+    assert f"argument --capabilities: it is {text!r}, expected capabilities with commas" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_edit_of_any_length_finds_all_of_it_and_needs_no_compiler(
     folder: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
