@@ -23,6 +23,9 @@ const KEY = needed("LOCKED_KEY");
 const PHOTO = fileURLToPath(new URL("../photos/chelsea.png", import.meta.url));
 const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
+/** Milliseconds after which an event is taken for one that never comes; a busy machine is slow. */
+const PATIENCE = 180_000;
+
 /** Fields of an edit that takes a CPU about a second. */
 const SMALL = "width=256&height=256&steps=8&seed=42";
 
@@ -51,6 +54,7 @@ function withSlash(url) {
 async function opened(t, { address = BASE, fragment = "", ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, reducedMotion: "reduce", ...options });
   const page = await context.newPage();
+  page.setDefaultTimeout(PATIENCE);
   const broken = [];
   page.on("pageerror", (error) => broken.push(`an exception: ${error.message}`));
   page.on("console", (message) => /Content.Security.Policy/i.test(message.text()) && broken.push(message.text()));
@@ -457,6 +461,7 @@ for (const [state, words] of STATES) {
     const context = await browser.newContext();
     t.after(() => context.close());
     const page = await context.newPage();
+    page.setDefaultTimeout(PATIENCE);
     await page.route("**/model-info", async (route) => {
       const answer = await route.fetch();
       await route.fulfill({ json: { ...(await answer.json()), ...state } });
