@@ -22,11 +22,22 @@ def test_an_empty_environment_has_the_defaults() -> None:
         allow_urls=False,
         concurrency=2,
         save_dir=None,
-        port=8000,
         max_payload_mb=None,
         bucket=None,
         on_platform=False,
+        on_endpoint=False,
         gpu_sign=None,
+        mode="auto",
+        host="127.0.0.1",
+        port=8000,
+        port_health=None,
+        ping_path="/ping",
+        api_key=None,
+        origins=(),
+        allow_webhooks=False,
+        places=32,
+        drain_s=30,
+        keep_alive_s=75,
     )
 
 
@@ -58,6 +69,26 @@ GOOD = [
     ("QWEN_EDIT_MAX_PAYLOAD_MB", "1000", "max_payload_mb", 1000),
     ("PORT", "1", "port", 1),
     ("PORT", "65535", "port", 65535),
+    ("PORT_HEALTH", "80", "port_health", 80),
+    ("HEALTH_CHECK_PATH", "/", "ping_path", "/"),
+    ("HEALTH_CHECK_PATH", "/a/b-c.d", "ping_path", "/a/b-c.d"),
+    ("QWEN_EDIT_MODE", "HTTP", "mode", "http"),
+    ("QWEN_EDIT_MODE", "queue", "mode", "queue"),
+    ("QWEN_EDIT_HOST", "0.0.0.0", "host", "0.0.0.0"),
+    ("QWEN_EDIT_HOST", "::1", "host", "::1"),
+    ("QWEN_EDIT_API_KEY", "correct-horse", "api_key", "correct-horse"),
+    ("QWEN_EDIT_CORS_ORIGINS", "*", "origins", ("*",)),
+    (
+        "QWEN_EDIT_CORS_ORIGINS",
+        "https://a.test, http://b.test:8080",
+        "origins",
+        ("https://a.test", "http://b.test:8080"),
+    ),
+    ("QWEN_EDIT_ALLOW_WEBHOOKS", "1", "allow_webhooks", True),
+    ("QWEN_EDIT_QUEUE", "1", "places", 1),
+    ("QWEN_EDIT_QUEUE", "1000", "places", 1000),
+    ("QWEN_EDIT_DRAIN_S", "0", "drain_s", 0),
+    ("QWEN_EDIT_KEEP_ALIVE_S", "5", "keep_alive_s", 5),
 ]
 
 
@@ -68,7 +99,7 @@ def test_a_variable_sets_its_field_alone(name: str, text: str, field: str, value
 
 
 def test_every_field_has_a_variable_here() -> None:
-    assert {field for _, _, field, _ in GOOD} | {"bucket", "on_platform", "gpu_sign"} == set(
+    assert {field for _, _, field, _ in GOOD} | {"bucket", "on_platform", "on_endpoint", "gpu_sign"} == set(
         Settings.__dataclass_fields__
     )
 
@@ -96,6 +127,15 @@ BAD = {
     "QWEN_EDIT_ALLOW_URLS": ["on", "-1"],
     "QWEN_EDIT_CONCURRENCY": ["0", "65", "-1", "2.0", "two", "١", "²", "1_0", "9" * 5000],
     "QWEN_EDIT_MAX_PAYLOAD_MB": ["0", "1001", "-1", "0.5", "10 MB", "9" * 5000],
+    "PORT_HEALTH": ["0", "65536", "none"],
+    "HEALTH_CHECK_PATH": ["ping", "/a b", "/a?b", "/ä", "http://a.test/"],
+    "QWEN_EDIT_MODE": ["lb", "1", "serve"],
+    "QWEN_EDIT_HOST": ["a b", "http://a.test", "a/b"],
+    "QWEN_EDIT_CORS_ORIGINS": ["a.test", "https://a.test/", "https://a.test;https://b.test", "null"],
+    "QWEN_EDIT_ALLOW_WEBHOOKS": ["yes", "2"],
+    "QWEN_EDIT_QUEUE": ["0", "1001", "-1", "many"],
+    "QWEN_EDIT_DRAIN_S": ["-1", "3601", "1.5"],
+    "QWEN_EDIT_KEEP_ALIVE_S": ["0", "3601"],
     "PORT": ["0", "65536", "http", "80 80", "+80", "9" * 5000],
 }
 
@@ -204,3 +244,16 @@ def test_keys_are_not_printed() -> None:
     assert BUCKET["BUCKET_NAME"] in printed
     assert BUCKET["BUCKET_ACCESS_KEY_ID"] not in printed
     assert BUCKET["BUCKET_SECRET_ACCESS_KEY"] not in printed
+
+
+@pytest.mark.parametrize("key", ["short", "with a space", "ümlaut-key", "x" * 513])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(SettingsError, match=r"QWEN_EDIT_API_KEY is .* characters, expected") as caught:
+        Settings.from_environ({"QWEN_EDIT_API_KEY": key})
+    assert key not in str(caught.value)
+
+
+def test_a_reply_over_http_has_the_load_balancers_limit_behind_it_alone() -> None:
+    assert Settings.from_environ({}).http_limit is None
+    assert Settings.from_environ({"RUNPOD_ENDPOINT_ID": "x"}).http_limit == 30_000_000
+    assert Settings.from_environ({"QWEN_EDIT_MAX_PAYLOAD_MB": "5"}).http_limit == 5_000_000

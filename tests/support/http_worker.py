@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ class HttpWorker:
         request = urllib.request.Request(self.base + path, body, named, method=method)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-                return Answer(response.status, response.headers, response.read())
+                return Answer(response.status, _lower(response.headers), response.read())
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, error.headers, error.read())
+                return Answer(error.code, _lower(error.headers), error.read())
 
     def final(self, job_id: str) -> dict[str, Any]:
         """The state of a job after its end."""
@@ -59,6 +60,10 @@ class HttpWorker:
         while state["status"] in ("IN_QUEUE", "IN_PROGRESS"):
             state = self.ask(f"/status-sync/{job_id}").json()
         return state
+
+
+def _lower(headers: Message) -> Mapping[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 @contextmanager

@@ -61,17 +61,13 @@ def bind(settings: Settings) -> list[socket.socket]:
 
 def _bound(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(BACKLOG)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         sys.exit(
             f"qwen-edit: port {port} of {host} cannot be bound ({error.strerror or error}); choose others by PORT, "
             "PORT_HEALTH and QWEN_EDIT_HOST, and on RunPod expose the same ports"
         )
-    return bound
 
 
 class _Server(uvicorn.Server):
