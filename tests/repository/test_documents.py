@@ -27,7 +27,7 @@ DOCUMENTS = [
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
 
-MARK = re.compile(r"# Needs (a GPU|the network)\.")
+MARK = re.compile(r"# (Needs (a GPU|the network|the server)|Runs until it is stopped)\.")
 """The first line of a block that a test cannot run."""
 
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

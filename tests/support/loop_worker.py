@@ -56,7 +56,7 @@ def running(
     plane: ControlPlane, models: Path, folder: Path, *arguments: str, name: str = "worker-1", **environ: str
 ) -> Iterator[LoopWorker]:
     """Start `python handler.py`, or other arguments, as the platform would; killed at the end if it still runs."""
-    with launched(models, folder, *arguments, **plane.environ(name), **environ) as worker:
+    with launched(models, folder, *arguments, **(plane.environ(name) | environ)) as worker:
         yield worker
 
 

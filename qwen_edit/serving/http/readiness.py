@@ -30,8 +30,9 @@ class Readiness:
         except EditError as error:
             self._fail(error)
         except Exception as error:  # whatever it is, the process answers, and says that it cannot edit
-            log("not ready", "error", error=f"{type(error).__name__}: {error}"[:200])
-            self._fail(ModelUnavailable("the model could not be loaded; the worker's log has the details"))
+            failure = ModelUnavailable("the model could not be loaded; the worker's log has the details")
+            failure.__cause__ = error
+            self._fail(failure)
         else:
             self.state = "ready"
 
@@ -41,4 +42,4 @@ class Readiness:
 
     def _fail(self, error: EditError) -> None:
         self.state, self.error = "failed", error
-        log("not ready", "error", code=error.code, error=error.logged)
+        log("not ready", "error", code=error.code, error=error.logged, cause=error.cause)
