@@ -129,6 +129,7 @@ ENV HF_HUB_OFFLINE=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \
     RUNPOD_LOG_LEVEL=INFO \
     RUNPOD_MIN_DISK_PERCENT=1 \
+    QWEN_EDIT_HOST=0.0.0.0 \
     PYTORCH_ALLOC_CONF=expandable_segments:True \
     TORCH_CUDNN_SDPA_AVOID_RECOMPILE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
@@ -137,5 +138,11 @@ USER worker
 
 RUN python verify_models.py
 RUN [ "$PROFILE" = production ] || RUNPOD_LOG_LEVEL=WARN python handler.py
+
+# The port of HTTP where `PORT` says nothing else. A worker at the queue has none, and is asked by its heartbeat.
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=15m \
+    CMD [ -n "$RUNPOD_WEBHOOK_GET_JOB" ] || [ "$QWEN_EDIT_MODE" = queue ] \
+    || python -S -c "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ.get(\"PORT\", 8000)}/health/ready')"
 
 CMD ["python", "-u", "handler.py"]

@@ -2,10 +2,11 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DEMO := models/demo
+CLIENTS := tests/clients/node_modules/.installed
 
 export PYTHONUNBUFFERED = 1
 
-.PHONY: run test check fuzz bench gpu-kit clean
+.PHONY: run test test-clients check fuzz bench gpu-kit clean
 
 # One real edit of test_input.json through handler.py, on whatever this machine has.
 run: $(DEMO)/manifest.json
@@ -15,6 +16,11 @@ run: $(DEMO)/manifest.json
 # Two processes of one thread each: much of the suite waits for programs that it started.
 test: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+	@echo "Left out: tests/clients (clients in Node, LiteLLM, the page in a browser), which make test-clients runs."
+
+# The clients that pip alone does not bring. It installs them, and as root also Node and Chromium where they are missing.
+test-clients: $(CLIENTS)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m clients tests/clients
 
 check: $(INSTALLED)
 	@$(VENV)/bin/ruff check .
@@ -54,14 +60,22 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
+$(CLIENTS): $(INSTALLED) $(addprefix tests/clients/,install.sh package-lock.json requirements.txt)
+	@tests/clients/install.sh $(PYTHON)
+	@touch $@
+
 $(DEMO)/manifest.json: $(INSTALLED) builder/made/demo/files.py $(shell find builder/made/demo/model -type f)
 	@$(PYTHON) -m builder demo --models $(DEMO)
 
-.PHONY: image-check lock
+.PHONY: image-check production-check lock
 
 # The Dockerfile for real, in its tiny profile, and the image run with the network cut. Needs root, buildah, debootstrap.
 image-check:
 	@python3 deploy/image_check.py
+
+# The packages of the production image, installed and tried, without a GPU. Downloads 3.6 GB, takes 12 below build/.
+production-check:
+	@python3.11 deploy/production_check.py
 
 # New versions for the image: `make lock`. `make lock LOCK=bake` for the packages below its weights.
 lock:

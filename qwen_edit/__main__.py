@@ -1,7 +1,6 @@
 """`python -m qwen_edit PHOTO "prompt" -o OUT`: edit a file from the shell. `python -m qwen_edit serve`: serve HTTP."""
 
 import argparse
-import base64
 import os
 import sys
 import time
@@ -108,9 +107,9 @@ def _request(arguments: argparse.Namespace) -> EditRequest:
     return EditRequest.parse({**fields, "image": _read(arguments.photo), "output_format": FORMATS[suffix]})
 
 
-def _read(photo: Path) -> str:
+def _read(photo: Path) -> bytes:
     try:
-        return base64.b64encode(photo.read_bytes()).decode("ascii")
+        return photo.read_bytes()
     except FileNotFoundError as error:
         raise InvalidImage(f"there is no file {str(photo)!r}") from error
     except OSError as error:

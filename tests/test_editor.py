@@ -71,6 +71,23 @@ def test_the_reply_says_exactly_what_made_the_picture(response: EditResponse, mo
     assert pixels(response.image).shape == (256, 256, 3)
 
 
+def test_the_reply_repeats_the_warnings_of_the_request(editor: Editor, photo_base64: str) -> None:
+    fields = {"image_url": photo_base64, "prompt": "make it snow", "size": "256*256"}
+    request = EditRequest.parse({**fields, "rank": 64, "go_fast": True, "guidance_scale": 4})
+
+    response = editor.edit(request)
+
+    assert [warning.split()[0] for warning in response.warnings] == ["go_fast", "guidance_scale", "rank"]
+    assert response.warnings[:2] == list(request.warnings)
+
+
+def test_a_file_is_edited_as_its_base64_is(editor: Editor, photo_base64: str, response: EditResponse) -> None:
+    photo = base64.b64decode(photo_base64)
+    request = EditRequest(image=photo, prompt="make it snow", width=256, height=256, seed=7)
+
+    assert editor.edit(request).image == response.image
+
+
 def sources(manifest: Manifest | None, editor: Editor) -> tuple[str | None, ...]:
     info = describe(Plan(LIGHTNING, 8, 1.0, None, 7, 256, 256, 1), editor.pipeline.describe(), manifest, CHECKPOINTS)
     return info.base_model, info.repository, info.revision, info.sha256

@@ -41,7 +41,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Ignored:
-    """Taken without a word: nothing about it could be otherwise."""
+    """Taken without a word, because it asks for nothing that could be left out."""
 
     usual: tuple[object, ...] = ()
 
@@ -68,7 +68,7 @@ Reading = Renamed | Picture | Size | Ignored | Unused | Refused
 _NO_CHECKER = "there is no safety checker here, and no result is checked"
 _NO_LORA = "nothing, because LoRAs are not served"
 _NO_MASK = Refused("nothing, because masks are not served", is_private=True)
-_SPEED = "the worker chooses the fastest way that gives the picture of model_config"
+_SPEED = "only steps trade the picture for speed"
 
 SERVICES: Mapping[str, Reading] = MappingProxyType(
     {
@@ -83,7 +83,7 @@ SERVICES: Mapping[str, Reading] = MappingProxyType(
         "loras": Refused(_NO_LORA),
         # Replicate.
         "aspect_ratio": Refused(
-            "'match_input_image', the picture's own; for another shape, width and height",
+            "'match_input_image', or width and height in its place",
             usual=("match_input_image", "auto"),
         ),
         "go_fast": Unused(_SPEED),
@@ -115,7 +115,7 @@ SERVICES: Mapping[str, Reading] = MappingProxyType(
         "enable_teacache": Unused(_SPEED),
         "generator_device": Unused("the seed's noise is drawn on the CPU, and is the same for every device"),
         "enhance_prompt": Refused("false, because the prompt runs as it is"),
-        "enable_upscaling": Refused("false; the largest sides are in width and height"),
+        "enable_upscaling": Refused("false, because no result is enlarged"),
         "task_type": Ignored(),  # the one task here is the edit
     }
 )

@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_edit.contract.request import MAX_SEED, EditRequest
-from qwen_edit.contract.response import EditResponse, ModelInfo, Timings
+from qwen_edit.contract.dialects import SERVICES
+from qwen_edit.contract.request import EditRequest
+from qwen_edit.contract.response import Timings
 from qwen_edit.errors import InvalidRequest
+from tests.support.responses import PICTURES, URLS, a_response
 
-FIELDS = [*EditRequest.model_fields, "num_inference_steps", "return"]
+FIELDS = [*EditRequest.model_fields, *SERVICES]
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=50)
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
@@ -268,43 +270,6 @@ def test_any_fields_are_a_request_or_a_sentence_without_the_image(image: str, fi
     answer = outcome({"prompt": "make it snow", **fields, "image": image})
     assert image not in answer
     assert ascii(image)[1:-1] not in answer
-
-
-PICTURES = {"image": "aGVsbG8=", "images": ["aGVsbG8="]}
-URLS = {"url": "https://example.com/0.png", "urls": ["https://example.com/0.png"]}
-
-
-def a_response(**pictures: object) -> EditResponse:
-    stages = ("decode", "prompt", "vae_encode", "denoise", "vae_decode", "encode")
-    return EditResponse(
-        **(pictures or PICTURES),
-        format="png",
-        width=1024,
-        height=768,
-        seed=MAX_SEED,
-        model_info=ModelInfo(
-            worker_version="0.1.0",
-            base_model="Qwen/Qwen-Image-Edit",
-            checkpoint="checkpoint.safetensors",
-            repository="tiny",
-            revision=None,
-            sha256="0" * 64,
-            precision="int4",
-            backend="nunchaku",
-            device="cuda",
-            dtype="bfloat16",
-            rank=128,
-            steps=8,
-            true_cfg_scale=1.0,
-            scheduler={"shift": 1.0, "shift_terminal": None, "use_dynamic_shifting": True, "base_image_seq_len": 256},
-            supported_ranks=[128],
-            supported_steps=[8],
-            default_rank=128,
-            default_steps=8,
-        ),
-        timings=Timings(**dict.fromkeys(stages, 1.5), total=9.0, cold=True),
-        warnings=["one sentence"],
-    )
 
 
 def test_a_response_is_json_under_the_names_of_the_contract() -> None:

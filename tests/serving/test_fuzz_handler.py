@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_edit.contract.dialects import SERVICES
 from qwen_edit.contract.request import EditRequest
 from qwen_edit.serving.queue.worker import Worker
 from qwen_edit.serving.service import Service
@@ -28,7 +29,7 @@ FILES = [
     frames_of("GIF", 2),
     file_of(flag(90, 6), "PNG"),  # more than 8 times as wide as high
 ]
-FIELDS = [*EditRequest.model_fields, "num_inference_steps", "promt", "input", ""]
+FIELDS = [*EditRequest.model_fields, *SERVICES, "promt", "input", ""]
 
 # JSON can carry half a surrogate pair, and Python's reader also takes NaN and infinity.
 texts = st.text(st.characters(exclude_categories=()), max_size=60)

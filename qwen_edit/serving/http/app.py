@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,8 +16,9 @@ from qwen_edit.serving.failures import OverloadedError
 from qwen_edit.serving.http import errors, page
 from qwen_edit.serving.http.answers import Document
 from qwen_edit.serving.http.body import GoneError
-from qwen_edit.serving.http.edge import PAGE_PATH, App
+from qwen_edit.serving.http.edge import DOCS_PATH, PAGE_PATH, SCHEMA_PATH, App
 from qwen_edit.serving.http.errors import Refusal
+from qwen_edit.serving.http.page import Page
 from qwen_edit.serving.http.readiness import Readiness
 from qwen_edit.serving.http.routes.about import AboutRoutes
 from qwen_edit.serving.http.routes.metrics import Metrics
@@ -24,8 +26,9 @@ from qwen_edit.serving.http.routes.openai import OpenAIRoutes
 from qwen_edit.serving.http.routes.picture import PictureRoute
 from qwen_edit.serving.http.routes.runpod import RunPodRoutes, UnknownJobError
 from qwen_edit.serving.http.routes.webhook import Webhooks
+from qwen_edit.serving.http.schema import docs
+from qwen_edit.serving.http.schema.document import document
 from qwen_edit.serving.jobs.table import Jobs
-from qwen_edit.version import VERSION
 
 _UNKNOWN_JOB = Refusal(404, "not_found", "there is no job of this id, or its result is no longer kept")
 _WORDS = {404: "there is no such path", 405: "the path does not take this method"}
@@ -33,7 +36,7 @@ _WORDS = {404: "there is no such path", 405: "the path does not take this method
 
 def build(jobs: Jobs, readiness: Readiness) -> App:
     """The application behind the edge."""
-    app = FastAPI(title="qwen-edit", version=VERSION, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = _Described(has_key=jobs.service.settings.api_key is not None)
     about = AboutRoutes(jobs, readiness, jobs.service.load())
     metrics = Metrics(jobs, about)
     jobs.hear(metrics.heard)
@@ -46,15 +49,32 @@ def build(jobs: Jobs, readiness: Readiness) -> App:
     _add(app, "GET", "/health", about.health)
     _add(app, "GET", "/model-info", about.model_info)
     _add(app, "GET", "/metrics", metrics.metrics)
-    app.add_api_route(PAGE_PATH, _page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route(PAGE_PATH, partial(_shown, page.load), methods=["GET", "HEAD"])
+    app.add_api_route(DOCS_PATH, partial(_shown, app.docs), methods=["GET", "HEAD"])
     for kind, answer in _answers(jobs).items():
         app.add_exception_handler(kind, answer)
     origins = list(jobs.service.settings.origins)
     return CORSMiddleware(app, origins, allow_methods=["*"], allow_headers=["*"]) if origins else app
 
 
-async def _page(request: Request) -> Response:
-    held = page.load()
+class _Described(FastAPI):
+    """The framework's, with our description in place of the one that it derives."""
+
+    def __init__(self, *, has_key: bool) -> None:
+        super().__init__(openapi_url=SCHEMA_PATH, docs_url=None, redoc_url=None, redirect_slashes=False)
+        self._has_key = has_key
+
+    def openapi(self) -> dict[str, Any]:
+        """See `schema.document`."""
+        return document(has_key=self._has_key)
+
+    def docs(self) -> Page:
+        """The description as a page."""
+        return docs.page(has_key=self._has_key)
+
+
+async def _shown(load: Callable[[], Page], request: Request) -> Response:
+    held = load()
     is_known = request.headers.get("if-none-match") == held.headers["ETag"]
     return Response(b"" if is_known else held.body, 304 if is_known else 200, held.headers)
 

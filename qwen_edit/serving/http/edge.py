@@ -23,7 +23,10 @@ Send = Callable[[Message], Awaitable[None]]
 Scope = Message
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-READY_PATH, PAGE_PATH = "/health/ready", "/"
+READY_PATH, PAGE_PATH, DOCS_PATH, SCHEMA_PATH = "/health/ready", "/", "/docs", "/openapi.json"
+
+_OPEN = (PAGE_PATH, DOCS_PATH, SCHEMA_PATH)
+"""What nobody needs a key for: a browser has none to send, and there is no secret in these."""
 
 _PINGS = {"loading": 204, "ready": 200, "failed": 503}
 """RunPod's load balancer: 200 is healthy, 204 is not yet, all else is taken out (its documentation of endpoints)."""
@@ -74,12 +77,12 @@ class Edge:
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        is_page = scope["path"] == PAGE_PATH and scope["method"] in ("GET", "HEAD")
+        is_open = scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD")
         is_preflight = bool(self._settings.origins) and scope["method"] == "OPTIONS"
         has_body = scope["method"] in _WITH_BODY
         scope = _without_prefix(scope)
         no = None
-        if not (is_page or is_preflight or is_allowed(headers, self._settings.api_key)):
+        if not (is_open or is_preflight or is_allowed(headers, self._settings.api_key)):
             no = errors.NO_KEY
         elif scope["method"] == "POST" and _MAKING_JOBS.fullmatch(scope["path"]):
             no = self._full(headers)

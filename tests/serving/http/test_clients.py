@@ -148,7 +148,7 @@ done = endpoint.run_sync(job, timeout=120)
 run = endpoint.run(job)
 steps = [update["step"] for update in run.stream()]
 output = run.output(timeout=120)
-stopped = endpoint.run({"input": {**job["input"], "prompt": "pace 60"}})
+stopped = endpoint.run({"input": {**job["input"], "prompt": f"gate {sys.argv[3]}"}})
 stopped.cancel()
 failed = endpoint.run({"input": {"rank": 7}})
 print(json.dumps({
@@ -158,9 +158,9 @@ print(json.dumps({
 """
 
 
-def test_runpods_package_runs_waits_watches_and_stops(server: HttpWorker) -> None:
+def test_runpods_package_runs_waits_watches_and_stops(server: HttpWorker, gate: Gate) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", RUNPOD, server.base, str(PHOTO)],
+        [sys.executable, "-c", RUNPOD, server.base, str(PHOTO), str(gate.port)],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -1,19 +1,14 @@
 from qwen_edit.contract.request import EditRequest
-from qwen_edit.contract.response import EditResponse, ModelInfo, Timings
 from qwen_edit.serving.jobs.job import Job, Order, Result
 from qwen_edit.serving.jobs.kept import Kept
+from tests.support.responses import a_response
 
 REQUEST = EditRequest(image="aGk=", prompt="x")
-MODEL = ModelInfo.model_construct()
-TIMINGS = Timings(decode=0, prompt=0, vae_encode=0, denoise=0, vae_decode=0, encode=0, total=0, cold=False)
 
 
 def result(size: int) -> Result:
     picture = "x" * size
-    response = EditResponse.model_construct(
-        image=picture, images=[picture], urls=None, timings=TIMINGS, model_info=MODEL
-    )
-    return Result(response, {})
+    return Result(a_response(image=picture, images=[picture]), {})
 
 
 def ended(kept: Kept, job_id: str, at: float, size: int = 10, kept_s: float = 60.0, key: str | None = None) -> Job:

@@ -68,6 +68,25 @@ def test_a_job_is_answered_with_the_contracts_response(
     assert max(len(json.dumps(event)) for event in events) < 5000
 
 
+@pytest.mark.parametrize(("route", "body"), [("openai_route", "openai_input"), ("route", "body")])
+def test_an_edit_in_openais_words_is_answered_in_openais_words(
+    worker: Worker, photo_base64: str, route: str, body: str
+) -> None:
+    fields = {"images": [{"image_url": f"data:image/jpeg;base64,{photo_base64}"}], "prompt": "make it snow"}
+    more = {"model": "gpt-image-1", "n": 2, "size": "256x256", "quality": "high", "stream": True, "seed": 5}
+
+    reply = ask(worker, {route: "/v1/images/edits", body: {**fields, **more}})
+    worker.service.close()  # which waits for what is being saved
+
+    assert json.loads(json.dumps(reply)) == reply
+    saved = [(worker.settings.save_dir or Path()) / f"job-1-5-{number}.png" for number in range(2)]
+    assert [base64.b64decode(one["b64_json"]) for one in reply["data"]] == [path.read_bytes() for path in saved]
+    assert (reply["size"], reply["output_format"], reply["seed"]) == ("256x256", "png", 5)
+    assert [warning.split()[0] for warning in reply["warnings"]] == ["quality", "stream"]
+    assert reply["model_config"]["steps"] == 8
+    assert "image" not in reply
+
+
 def bomb() -> str:
     """63 megapixels in 8 kB."""
     file = io.BytesIO()
@@ -95,6 +114,12 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         "invalid_request: return is 'url', but this worker has no bucket",
     ),
     ("no image", lambda good: {"prompt": "x"}, "invalid_request: image is "),
+    (
+        "a mask in OpenAI's words",
+        lambda good: {"openai_route": "/v1/images/edits", "openai_input": {**good, "mask": good["image"]}},
+        "invalid_request: mask is a string of ",
+    ),
+    ("another route", lambda good: {"route": "/v1/models", "body": good}, "invalid_request: route is '/v1/models', "),
     ("no object", lambda good: ["x"], "invalid_request: input is "),
     ("nothing", lambda good: None, "invalid_request: input is "),
 ]

@@ -1,4 +1,4 @@
-"""The page at `/`: one file, and the headers that hold it to itself."""
+"""The page at `/`: one file; and the headers that hold a page to itself."""
 
 import base64
 import hashlib
@@ -20,12 +20,19 @@ class Page:
 
 @cache
 def load() -> Page:
-    """Read the page; its policy lets a browser run its one script and its one style, by their hashes.
+    """Read the page."""
+    return alone(files(__name__).joinpath("page.html").read_bytes())
+
+
+def alone(body: bytes) -> Page:
+    """A page whose policy lets a browser run its one script and its one style, by their hashes, and nothing else.
+
+    Args:
+        body: HTML.
 
     Raises:
-        ValueError: the file has no script or no style, or more than one.
+        ValueError: it has more than one script, or more than one style.
     """
-    body = files(__name__).joinpath("page.html").read_bytes()
     return Page(body, MappingProxyType(_headers(body)))
 
 
@@ -57,8 +64,10 @@ def _policy(body: bytes) -> str:
 
 
 def _source(body: bytes, tag: str) -> str:
-    """The hash that allows the one element of this tag, as in Content Security Policy Level 3, section 2.3.1."""
+    """What allows the one element of this tag: its hash, as in Content Security Policy Level 3, section 2.3.1."""
     found = re.findall(rf"<{tag}(?: [^>]*)?>(.*?)</{tag}>".encode(), body, re.DOTALL)
-    if len(found) != 1:
-        raise ValueError(f"page.html has {len(found)} {tag} elements, expected 1")
+    if len(found) > 1:
+        raise ValueError(f"the page has {len(found)} {tag} elements, expected 1")
+    if not found:
+        return "'none'"
     return f"'sha256-{base64.b64encode(hashlib.sha256(found[0]).digest()).decode()}'"

@@ -1,0 +1,27 @@
+import re
+
+import pytest
+
+from deploy.production_check import TESTS, installs
+from tests.support.places import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def test_it_installs_the_locks_as_the_dockerfile_does() -> None:
+    assert list(installs(DOCKERFILE)) == [
+        "install --no-compile --no-deps --require-hashes -r requirements/torch.lock",
+        "install --no-compile --no-deps --require-hashes -r requirements/serve.lock",
+    ]
+
+
+@pytest.mark.parametrize("lock", ["torch", "serve"])
+def test_a_lock_that_the_dockerfile_does_not_install_is_not_passed_over(lock: str) -> None:
+    without = re.sub(rf"-r requirements/{lock}.lock", "", DOCKERFILE)
+
+    with pytest.raises(ValueError, match=r"expected torch\.lock, then serve\.lock"):
+        list(installs(without))
+
+
+def test_the_folders_that_it_tests_are_there() -> None:
+    assert all(list((ROOT / folder).glob("test_*.py")) for folder in TESTS)
