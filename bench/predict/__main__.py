@@ -119,10 +119,16 @@ def assumptions() -> Iterator[str]:
 
 
 def rates_table() -> str:
-    """The published rates in TFLOP/s and GB/s, and the shares of them that are assumed."""
-    columns = ("GPU", "bf16", "fp8", "int4", "memory", "PCIe", "shares", "source")
+    """The published rates in TFLOP/s and GB/s, the shares of them that are assumed, and which rates were read.
+
+    None was read at the maker's own place: "read" names what stood in a copy by somebody else.
+    """
+    columns = ("GPU", "bf16", "fp8", "int4", "memory", "PCIe", "shares", "source", "read")
     rows: list[tuple[object, ...]] = [
-        (name, *map(_rate, (card.bf16, card.fp8, card.int4, card.memory, card.pcie)), card.share.name, card.source)
+        (
+            *(name, *map(_rate, (card.bf16, card.fp8, card.int4, card.memory, card.pcie))),
+            *(card.share.name, card.source, card.read),
+        )
         for name, card in RATES.items()
     ]
     return _markdown(columns, rows)

@@ -84,6 +84,7 @@ class Rates:
         fp8, int4: 0 where the card has none.
         pcie: in one direction.
         source: who publishes them.
+        read: which of them were read in a copy of that by somebody else; the others are from memory.
     """
 
     bf16: float
@@ -93,6 +94,7 @@ class Rates:
     pcie: float
     share: Share
     source: str
+    read: str = "none"
 
 
 PCIE_4, PCIE_5 = 32.0, 64.0
@@ -105,24 +107,35 @@ _ADA = "NVIDIA's Ada whitepaper"
 _GB202 = "NVIDIA's RTX Blackwell whitepaper"
 
 RATES: dict[str, Rates] = {
-    "A100 40 GB": Rates(312, 0, 1248, 1555, PCIE_4, AMPERE, _SHEET),
-    "A100": Rates(312, 0, 1248, 2039, PCIE_4, AMPERE, f"{_SHEET}, SXM 80 GB"),
+    "A100 40 GB": Rates(312, 0, 1248, 1555, PCIE_4, AMPERE, _SHEET, read="all"),
+    "A100": Rates(312, 0, 1248, 2039, PCIE_4, AMPERE, f"{_SHEET}, SXM 80 GB", read="all"),
     "RTX 3090": Rates(71, 0, 568, 936, PCIE_4, HALVED, _GA102),
-    "A10": Rates(125, 0, 500, 600, PCIE_4, POWER_LIMITED, _SHEET),
-    "A40": Rates(149.7, 0, 598.7, 696, PCIE_4, AMPERE, _SHEET),
+    "A10": Rates(125, 0, 500, 600, PCIE_4, POWER_LIMITED, _SHEET, read="memory"),
+    "A40": Rates(149.7, 0, 598.7, 696, PCIE_4, AMPERE, _SHEET, read="all"),
     "A6000": Rates(154.8, 0, 619.3, 768, PCIE_4, AMPERE, _GA102),
-    "RTX 4090": Rates(165.2, 330.3, 1321.2, 1008, PCIE_4, HALVED, _ADA),
-    "L4": Rates(121, 242.5, 485, 300, PCIE_4, POWER_LIMITED, f"{_SHEET}; int4 is taken for twice int8"),
-    "L40": Rates(181.05, 362, 724, 864, PCIE_4, HALVED, _SHEET),
-    "L40S": Rates(362.05, 733, 1466, 864, PCIE_4, POWER_LIMITED, f"{_SHEET}; int4 is taken for twice int8"),
+    "RTX 4090": Rates(165.2, 330.3, 1321.2, 1008, PCIE_4, HALVED, _ADA, read="all"),
+    "L4": Rates(121, 242.5, 485, 300, PCIE_4, POWER_LIMITED, f"{_SHEET}; int4 is taken for twice int8", read="memory"),
+    "L40": Rates(181.05, 362, 724, 864, PCIE_4, HALVED, _SHEET, read="all"),
+    "L40S": Rates(
+        362.05,
+        733,
+        1466,
+        864,
+        PCIE_4,
+        POWER_LIMITED,
+        f"{_SHEET}; int4 is taken for twice int8",
+        read="bf16, fp8, memory",
+    ),
     "RTX 6000 Ada": Rates(364.2, 728.5, 1457, 960, PCIE_4, POWER_LIMITED, _ADA),
-    "H100": Rates(989.4, 1979, 0, 3350, PCIE_5, HOPPER, f"{_SHEET}, SXM"),
-    "H200": Rates(989.4, 1979, 0, 4800, PCIE_5, HOPPER, f"{_SHEET}, SXM"),
-    "B200": Rates(2250, 4500, 0, 8000, PCIE_5, BLACKWELL, f"{_SHEET}, HGX"),
-    "RTX 5090": Rates(209.5, 419, 0, 1792, PCIE_5, HALVED, _GB202),
+    "H100": Rates(989.4, 1979, 0, 3350, PCIE_5, HOPPER, f"{_SHEET}, SXM", read="all"),
+    "H200": Rates(989.4, 1979, 0, 4800, PCIE_5, HOPPER, f"{_SHEET}, SXM", read="all"),
+    "B200": Rates(2250, 4500, 0, 7700, PCIE_5, BLACKWELL, f"{_SHEET}, HGX", read="all"),
+    "RTX 5090": Rates(209.5, 419, 0, 1792, PCIE_5, HALVED, _GB202, read="memory"),
     "RTX PRO 6000": Rates(503.8, 1007.6, 0, 1792, PCIE_5, POWER_LIMITED, _GB202),
 }
-"""By the names of `bench.gpu.memory.CAPABILITIES`; the A100 of 40 GB has a slower memory than the one of 80."""
+"""By the names of `bench.gpu.memory.CAPABILITIES`; the A100 of 40 GB has a slower memory than the one of 80.
+
+None was read at the maker's own place: see `Rates.read`."""
 
 OTHERS = {"PCIe", "NVL", "MIG", "D", "Laptop", "Max", "GH200"}
 """Words in the name that PyTorch gives a card of another make with other rates."""

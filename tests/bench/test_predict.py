@@ -135,6 +135,15 @@ def test_what_waits_for_a_figure_is_predicted_to_be_faster_or_has_a_reason_not_t
     assert moves(Run("dense-fp8")) > 1.4 * moves(Run("dense"))
 
 
+def test_each_row_of_the_rates_says_which_of_them_were_read() -> None:
+    kinds = {"bf16", "fp8", "int4", "memory"}
+
+    for name, rates in RATES.items():
+        row = next(line for line in rates_table().splitlines() if line.startswith(f"| {name} |"))
+        assert row.endswith(f"| {rates.read} |")
+        assert rates.read in ("all", "none") or set(rates.read.split(", ")) < kinds
+
+
 def test_every_card_of_the_table_has_its_capability_and_its_rates() -> None:
     assert {case.card for case in cases()} == set(RATES)
     for name in RATES:
