@@ -48,6 +48,7 @@ bench: $(INSTALLED)
 	@$(PYTHON) -m bench.loop queue
 	@$(PYTHON) -m bench.loop soak
 	@$(PYTHON) -m bench.loop chaos
+	@$(PYTHON) -m bench.http
 
 # An archive for a machine with a GPU and without a network, and the commands to run there. Downloads 24 MB of wheels.
 gpu-kit: $(INSTALLED)
