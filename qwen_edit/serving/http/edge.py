@@ -35,6 +35,9 @@ _MAKING_JOBS = re.compile(r"/(run|runsync|edit|v1/images/edits|retry/[^/]+)")
 _PREFIX = re.compile(r"/v2/[^/]+(?=/)")
 """RunPod's clients put the endpoint's id between their base address and the operation."""
 
+LONGEST_KEY = 200
+"""Characters of a caller's own name for a job."""
+
 _REQUEST_ID = re.compile(rb"[\w.:-]{1,100}")
 _WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
@@ -58,14 +61,8 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path: str = scope["path"]
-        is_asking = scope["method"] in ("GET", "HEAD")
-        if is_asking and path in self._pings:
-            state = "failed" if self._jobs.is_closed else self._readiness.state
-            await _empty(send, _PINGS[state])
-            return
-        if is_asking and path == READY_PATH:
-            is_ready = self._readiness.state == "ready" and not self._jobs.is_closed
-            await _answer(send, 200 if is_ready else 503, {"status": self._readiness.state}, {})
+        if path == READY_PATH or path in self._pings:
+            await self._health(scope, send)
             return
         try:
             await self._admitted(scope, receive, _named(scope, send))
@@ -74,6 +71,15 @@ class Edge:
         except Exception as error:  # the edge: a caller gets a sentence, whatever broke
             log("request failed", "error", path=path[:100], error=f"{type(error).__name__}: {error}"[:200])
             raise
+
+    async def _health(self, scope: Scope, send: Send) -> None:
+        state, is_closed = self._readiness.state, self._jobs.is_closed
+        if scope["method"] not in ("GET", "HEAD"):
+            await _answer(send, 405, errors.ONLY_GET.body(scope["path"]), errors.ONLY_GET.headers)
+        elif scope["path"] == READY_PATH:
+            await _answer(send, 200 if state == "ready" and not is_closed else 503, {"status": state}, {})
+        else:
+            await _empty(send, _PINGS["failed" if is_closed else state])
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -85,7 +91,7 @@ class Edge:
         if not (is_open or is_preflight or is_allowed(headers, self._settings.api_key)):
             no = errors.NO_KEY
         elif scope["method"] == "POST" and _MAKING_JOBS.fullmatch(scope["path"]):
-            no = self._full(headers)
+            no = self._full(scope)
         body = b""
         if has_body and no is None:
             try:
@@ -98,13 +104,15 @@ class Edge:
         app = await asyncio.shield(self._app)
         await app(scope, _replayed(body, receive), send)
 
-    def _full(self, headers: list[tuple[bytes, bytes]]) -> Refusal | None:
+    def _full(self, scope: Scope) -> Refusal | None:
         """Why no job is taken, known by the head alone: nobody sends a picture for nothing."""
+        if len(_key(scope)) > LONGEST_KEY:
+            return errors.LONG_KEY
         if self._readiness.error is not None:
             return errors.of_error(self._readiness.error)
         if self._jobs.is_closed:
             return errors.DRAINING
-        if self._jobs.service.is_full and self._jobs.find_by_key(key_of(headers)) is None:
+        if self._jobs.service.is_full and self._jobs.find_by_key(key_of(scope)) is None:
             return errors.overloaded(self._jobs.retry_after())
         return None
 
@@ -119,9 +127,14 @@ class Edge:
         await send({"type": "http.response.body", "body": b""})
 
 
-def key_of(headers: list[tuple[bytes, bytes]]) -> str | None:
-    """The caller's own name for a job: `Idempotency-Key`."""
-    return next((value.decode("latin-1")[:200] for name, value in headers if name == b"idempotency-key"), None)
+def key_of(scope: Scope) -> str | None:
+    """The caller's own name for a job, `Idempotency-Key`, and the route: another one would answer in other words."""
+    door, key = "/run" if scope["path"] == "/runsync" else scope["path"], _key(scope)
+    return f"{door} {key.decode('latin-1')}" if key else None
+
+
+def _key(scope: Scope) -> bytes:
+    return next((value for name, value in scope["headers"] if name == b"idempotency-key"), b"")
 
 
 def _length(headers: list[tuple[bytes, bytes]]) -> int | None:

@@ -45,6 +45,8 @@ def overloaded(seconds: int) -> Refusal:
 
 
 DRAINING = Refusal(503, "overloaded", "the worker is about to end and takes no more", headers={"connection": "close"})
+ONLY_GET = Refusal(405, "invalid_request", "the path does not take this method", headers={"allow": "GET, HEAD"})
+LONG_KEY = Refusal(400, "invalid_request", "Idempotency-Key is too long, expected at most 200 characters")
 NO_KEY = Refusal(
     401,
     "unauthorized",

@@ -44,7 +44,7 @@ class OpenAIRoutes:
     async def edits(self, request: Request) -> Response:
         """Edit a picture."""
         asked = await read_asked(request)
-        key = key_of(request.scope["headers"])
+        key = key_of(request.scope)
         created = int(time.time())
         job = self._jobs.find_by_key(key) or self._jobs.submit(
             Order(

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from qwen_edit.contract import openai
 from qwen_edit.contract.response import EditResponse
+from qwen_edit.contract.sentences import shown
 from qwen_edit.errors import Cancelled, InvalidRequest
 from qwen_edit.serving.http.answers import Document
 from qwen_edit.serving.http.edge import key_of
@@ -31,11 +32,11 @@ class PictureRoute:
     async def edit(self, request: Request) -> Response:
         """Edit a picture."""
         wants_picture = "image/" in request.headers.get("accept", "")
-        with_receipt = request.query_params.get(_RECEIPT_FIELD, "1") != "0"
+        with_receipt = _wants_receipt(request)
         asked = await _asked(request)
         if wants_picture and (asked.request.num_images > 1 or asked.request.return_as == "url"):
             raise InvalidRequest("Accept asks for a picture, expected num_images 1 and return 'base64'", "num_images")
-        key = key_of(request.scope["headers"])
+        key = key_of(request.scope)
         order = Order("edit", asked.request, limit=self._jobs.service.settings.http_limit, key=key, keeps_files=True)
         job = self._jobs.find_by_key(key) or self._jobs.submit(order)
         with listening(self._jobs, job):
@@ -49,10 +50,19 @@ class PictureRoute:
         return _file(job.result, headers | receipt)
 
 
+def _wants_receipt(request: Request) -> bool:
+    asked = request.query_params.get(_RECEIPT_FIELD, "1")
+    if asked not in ("0", "1"):
+        raise InvalidRequest(f"receipt is {shown(asked)}, expected 0 or 1", _RECEIPT_FIELD)
+    return asked == "1"
+
+
 async def _asked(request: Request) -> openai.Asked:
-    if not is_picture(request):
-        return await read_asked(request)
     fields = {name: value for name, value in request.query_params.items() if name != _RECEIPT_FIELD}
+    if not is_picture(request):
+        if fields:
+            raise InvalidRequest("the query has fields, expected them in the body, unless that is a picture alone")
+        return await read_asked(request)
     return openai.read(fields, [await request.body()], from_text=True)
 
 

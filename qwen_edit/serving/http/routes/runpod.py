@@ -116,11 +116,11 @@ class RunPodRoutes:
         return found(self._jobs, request.path_params["job_id"])
 
     async def _submitted(self, request: Request, kind: Kind) -> Job:
-        key = key_of(request.scope["headers"])
-        if (known := self._jobs.find_by_key(key)) is not None:
-            return known
         body = _body(await read_json(request))
         policy, webhook = _policy(body), self._webhook(body)
+        key = key_of(request.scope)
+        if (known := self._jobs.find_by_key(key)) is not None:
+            return known
         try:
             routed = routes.read(body["input"])
         except EditError as error:  # the platform takes any input, and the job fails
@@ -138,13 +138,15 @@ class RunPodRoutes:
         return self._jobs.submit(order, kind.prefix)
 
     def _webhook(self, body: Mapping[str, Any]) -> str | None:
-        url = body.get("webhook") or body.get("webhookV2")
+        url = ""
+        for given in (body.get("webhook"), body.get("webhookV2")):
+            if given is not None and not isinstance(given, str):
+                raise InvalidRequest("webhook is not a string, expected an https:// URL", "webhook")
+            url = url or given or ""
         if not url:
             return None
         if not self._settings.allow_webhooks:
             raise InvalidRequest("webhook is not served here, unless QWEN_EDIT_ALLOW_WEBHOOKS is 1", "webhook")
-        if not isinstance(url, str):
-            raise InvalidRequest("webhook is not a string, expected an https:// URL", "webhook")
         try:
             https.check(url)
         except https.AddressError as error:
@@ -198,7 +200,7 @@ def _body(document: object) -> Mapping[str, Any]:
 
 
 def _policy(body: Mapping[str, Any]) -> Policy:
-    given = body.get("policy") or {}
+    given = {} if body.get("policy") is None else body["policy"]
     if not isinstance(given, dict):
         raise InvalidRequest("policy is not an object, expected executionTimeout and ttl in milliseconds", "policy")
     return Policy(*(_milliseconds(given, name, usual) for name, usual in _POLICY.items()))
@@ -214,8 +216,8 @@ def _milliseconds(given: Mapping[str, Any], name: str, usual: float) -> float:
 
 
 def _seconds(request: Request) -> float:
-    text = request.query_params.get("wait", "")
-    if not text:
+    text = request.query_params.get("wait")
+    if text is None:
         return WAIT_S
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise InvalidRequest("wait is not a whole number of milliseconds", "wait")

@@ -33,7 +33,12 @@ def _openai() -> Schema:
     path = "/v1/images/edits"
     done = found("the pictures", "OpenAIReply")
     done["200"]["content"]["text/event-stream"] = {
-        "schema": {"type": "string"},
+        "schema": {
+            "type": "object",
+            "description": "one event",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["data"],
+        },
         "example": 'event: image_edit.completed\ndata: {"type": "image_edit.completed", "b64_json": "…"}\n\n',
     }
     content = json_body("OpenAIEdit", {"an edit": examples.OPENAI, "a stream": examples.STREAM}) | _form()

@@ -60,9 +60,9 @@ def form() -> Schema:
     properties: dict[str, Schema] = {
         "image": {**FILE, "description": "the picture, a file"},
         **{name: _as_text(name, one) for name, one in plain.items()},
-        "n": {"type": "integer", "minimum": 1, "maximum": 4, "description": "another name of num_images"},
-        "size": {"type": "string", "examples": ["256x256"], "description": _SIZE},
-        "stream": {"type": "boolean", "description": "true answers with events"},
+        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 4, "description": "another name of num_images"},
+        "size": {"type": ["string", "null"], "examples": ["256x256"], "description": _SIZE},
+        "stream": {"type": ["boolean", "null"], "description": "true answers with events"},
     }
     text = "OpenAI's form. All fields of the JSON body are taken as parts; these are the usual ones."
     return {"type": "object", "description": text, "properties": properties, "required": ["image", "prompt"]}
@@ -173,4 +173,6 @@ def _nullable(schema: Schema) -> Schema:
 
 
 def _as_text(name: str, schema: Schema) -> Schema:
-    return {**schema, "examples": [examples.EDIT[name]]} if name in examples.EDIT else schema
+    """A field as text, of which an empty one and the word null are left out."""
+    given = schema if name == "prompt" else _nullable(schema)
+    return {**given, "examples": [examples.EDIT[name]]} if name in examples.EDIT else given

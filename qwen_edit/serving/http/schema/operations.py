@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from qwen_edit.serving.http.edge import LONGEST_KEY
 from qwen_edit.serving.http.schema import examples, failures, shapes
 
 Schema = dict[str, Any]
@@ -24,8 +25,8 @@ WAIT: Schema = {
 KEY: Schema = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "the caller's own name for the job: a repeat finds the job that runs already",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+    "description": "the caller's own name for the job: a repeat on the same route finds the job that runs already",
+    "schema": {"type": "string", "maxLength": LONGEST_KEY},
 }
 
 
