@@ -32,6 +32,10 @@ TEST_PACKAGES = ("hypothesis", "pytest")
 
 TESTS = ("tests/model", "tests/weights", "tests/svdq")
 
+COMPILING = ("tests/model/transformer/test_compile.py", "tests/model/transformer/test_compiled_editor.py")
+"""Of these, what wants a process of its own: one that imported diffusers without the compiler does not compile later,
+and most of the other tests do that, as a worker does."""
+
 ITS_OWN = {"PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_QUIET": "1"}
 """Variables of every step."""
 
@@ -62,7 +66,10 @@ def main() -> None:
     _say(f"{len(locked)} packages, pip among them")
     _try_as_the_image_has_it()
     _add_tests(locked)
-    _step("tests", *_python("-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", *TESTS))
+    pytest = _python("-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs")
+    for file in COMPILING:
+        _step(file, *pytest, file)
+    _step("tests", *pytest, *TESTS, *(f"--ignore={file}" for file in COMPILING))
     _say(f"green after {time.monotonic() - started:.0f} s")
 
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from deploy.production_check import TESTS, installs
+from deploy.production_check import COMPILING, TESTS, installs
 from tests.support.places import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
@@ -23,5 +23,6 @@ def test_a_lock_that_the_dockerfile_does_not_install_is_not_passed_over(lock: st
         list(installs(without))
 
 
-def test_the_folders_that_it_tests_are_there() -> None:
+def test_what_it_tests_is_there() -> None:
     assert all(list((ROOT / folder).glob("test_*.py")) for folder in TESTS)
+    assert all((ROOT / file).is_file() for file in COMPILING)
