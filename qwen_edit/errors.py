@@ -17,10 +17,14 @@ class EditError(Exception):
     """Whether the sentence, or what led to it, holds words of somebody else: then they are not for the log."""
 
     def __init__(self, sentence: str, *fields: str) -> None:
-        """Make one of a sentence, and of the contract's fields that it is about."""
+        """Make one of a sentence, and of the contract's fields that it is about.
+
+        `param` is the name to tell the caller: the first field, or a word of its own, which is not for the log.
+        """
         super().__init__(sentence)
         self.sentence = sentence
         self.fields = fields or self.usual
+        self.param = self.fields[0] if self.fields else None
 
     def __str__(self) -> str:
         return f"{self.code}: {self.sentence}"

@@ -118,6 +118,17 @@ def partial(preview: str, index: int, created: int, size: tuple[int, int] | None
     return event if size is None else {**event, "size": _size(*size)}
 
 
+_NO_TOKENS: Mapping[str, object] = MappingProxyType(
+    {
+        "total_tokens": 0,
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    }
+)
+"""OpenAI's clients have `usage` in the last event for certain, and read it. Nothing is billed by tokens here: none."""
+
+
 def completed(response: EditResponse, picture_index: int, created: int) -> dict[str, object]:
     """The event of one picture of the result. A result of several is as many events.
 
@@ -129,7 +140,11 @@ def completed(response: EditResponse, picture_index: int, created: int) -> dict[
     described = _described(response)
     # As the noise is drawn: the picture at i from the seed plus i.
     described["seed"] = (response.seed + picture_index) % 2**63
-    event: dict[str, object] = {"type": "image_edit.completed", "created_at": created}
+    event: dict[str, object] = {
+        "type": "image_edit.completed",
+        "created_at": created,
+        "usage": {**_NO_TOKENS},
+    }
     return {**event, **_pictures(response)[picture_index], **described}
 
 

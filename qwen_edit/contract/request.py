@@ -183,8 +183,10 @@ def _refuse_unknown(names: Iterable[str], dialect: Mapping[str, Reading]) -> Non
         known = [*EditRequest.model_fields, *served]
         complaints = [_unknown(name, known) for name in unknown[:_MAX_UNKNOWN]]
         more = len(unknown) - _MAX_UNKNOWN
-        # The error names no fields: the log would have them, and these are the caller's words.
-        raise InvalidRequest("; ".join(complaints) + (f"; nor are {more:,} more" if more > 0 else ""))
+        error = InvalidRequest("; ".join(complaints) + (f"; nor are {more:,} more" if more > 0 else ""))
+        # Not among its fields: the log has these, and this is the caller's word.
+        error.param = unknown[0][:LONGEST]
+        raise error
 
 
 def _unknown(name: str, known: list[str]) -> str:

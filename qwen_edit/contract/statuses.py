@@ -10,7 +10,8 @@ _STATUSES: Mapping[str, HTTPStatus] = MappingProxyType(
         "invalid_image": HTTPStatus.BAD_REQUEST,
         "image_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "model_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
-        "out_of_memory": HTTPStatus.SERVICE_UNAVAILABLE,
+        # The worker has tried it with less memory already.
+        "out_of_memory": HTTPStatus.INSUFFICIENT_STORAGE,
         # nginx's 499 is no status of the standard. Clients repeat what was answered with 408, 409 or 5xx, and whoever
         # cancels wants no repeat. An edit that was cancelled is gone, and 410 is repeated by nobody.
         "cancelled": HTTPStatus.GONE,
@@ -20,18 +21,7 @@ _STATUSES: Mapping[str, HTTPStatus] = MappingProxyType(
     }
 )
 
-_PASSING = frozenset({"out_of_memory"})
-"""Codes that the same request may not meet again: another moment, or another worker, may have the memory."""
-
 
 def status(code: str) -> int:
     """The HTTP status of a code of the contract; 500 where the code is none of it."""
     return _STATUSES.get(code, HTTPStatus.INTERNAL_SERVER_ERROR).value
-
-
-def is_final(code: str) -> bool:
-    """Whether a repeat of the same request cannot mend it: then a client should be told not to try.
-
-    A load or an edit that failed fails again, and each repeat would cost an upload and an edit.
-    """
-    return code not in _PASSING

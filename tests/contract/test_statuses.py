@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qwen_edit.contract.statuses import is_final, status
+from qwen_edit.contract.statuses import status
 from qwen_edit.errors import EditError
 
 STATUSES = {
@@ -12,7 +12,7 @@ STATUSES = {
     "output_too_large": 422,
     "cancelled": 410,
     "model_unavailable": 503,
-    "out_of_memory": 503,
+    "out_of_memory": 507,
     "internal": 500,
 }
 
@@ -33,13 +33,8 @@ def test_a_code_has_its_status(code: str, expected: int) -> None:
     assert type(status(code)) is int
 
 
-def test_a_code_of_nobody_is_an_internal_error_that_is_not_tried_again() -> None:
+def test_a_code_of_nobody_is_an_internal_error() -> None:
     assert status("unheard_of") == 500
-    assert is_final("unheard_of")
-
-
-def test_only_a_want_of_memory_may_pass() -> None:
-    assert [code for code in STATUSES if not is_final(code)] == ["out_of_memory"]
 
 
 def test_openais_client_repeats_no_status_of_a_callers_mistake_or_wish() -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qwen_edit.errors import EditError, InternalError
+from qwen_edit.errors import EditError
 from qwen_edit.serving.failures import OverloadedError
 from qwen_edit.serving.http import errors, page
 from qwen_edit.serving.http.answers import Document
@@ -53,8 +52,7 @@ def build(jobs: Jobs, readiness: Readiness) -> App:
     app.add_api_route(DOCS_PATH, partial(_shown, app.docs), methods=["GET", "HEAD"])
     for kind, answer in _answers(jobs).items():
         app.add_exception_handler(kind, answer)
-    origins = list(jobs.service.settings.origins)
-    return CORSMiddleware(app, origins, allow_methods=["*"], allow_headers=["*"]) if origins else app
+    return app
 
 
 class _Described(FastAPI):
@@ -98,7 +96,7 @@ def _answers(jobs: Jobs) -> Mapping[type[Exception], Callable[[Request, Exceptio
     """What is raised in a route → its answer."""
 
     def of_edit(request: Request, error: Exception) -> Response:
-        return _answer(request, errors.of_error(error if isinstance(error, EditError) else InternalError("failed")))
+        return _answer(request, errors.of_error(error) if isinstance(error, EditError) else errors.BROKEN)
 
     def of_overload(request: Request, _error: Exception) -> Response:
         return _answer(request, errors.DRAINING if jobs.is_closed else errors.overloaded(jobs.retry_after()))

@@ -8,6 +8,7 @@ import asyncio
 import json
 import re
 import secrets
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 
 from qwen_edit.log import log
@@ -24,9 +25,6 @@ Scope = Message
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 READY_PATH, PAGE_PATH, DOCS_PATH, SCHEMA_PATH = "/health/ready", "/", "/docs", "/openapi.json"
-
-_OPEN = (PAGE_PATH, DOCS_PATH, SCHEMA_PATH)
-"""What nobody needs a key for: a browser has none to send, and there is no secret in these."""
 
 _PINGS = {"loading": 204, "ready": 200, "failed": 503}
 """RunPod's load balancer: 200 is healthy, 204 is not yet, all else is taken out (its documentation of endpoints)."""
@@ -64,13 +62,15 @@ class Edge:
         if path == READY_PATH or path in self._pings:
             await self._health(scope, send)
             return
+        sent = _Sent(scope, send)
         try:
-            await self._admitted(scope, receive, _named(scope, send))
+            await self._admitted(scope, receive, sent)
         except GoneError:
             return
-        except Exception as error:  # the edge: a caller gets a sentence, whatever broke
-            log("request failed", "error", path=path[:100], error=f"{type(error).__name__}: {error}"[:200])
-            raise
+        except Exception:  # the edge: a caller gets a sentence, whatever broke
+            log("request failed", "error", path=path[:100], request=sent.name, traceback=traceback.format_exc())
+            if not sent.has_begun:
+                await _answer(sent, errors.BROKEN.status, errors.BROKEN.body(path), errors.BROKEN.headers)
 
     async def _health(self, scope: Scope, send: Send) -> None:
         state, is_closed = self._readiness.state, self._jobs.is_closed
@@ -83,12 +83,11 @@ class Edge:
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        is_open = scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD")
-        is_preflight = bool(self._settings.origins) and scope["method"] == "OPTIONS"
+        is_page = scope["path"] == PAGE_PATH and scope["method"] in ("GET", "HEAD")
         has_body = scope["method"] in _WITH_BODY
         scope = _without_prefix(scope)
         no = None
-        if not (is_open or is_preflight or is_allowed(headers, self._settings.api_key)):
+        if not (is_page or is_allowed(headers, self._settings.api_key)):
             no = errors.NO_KEY
         elif scope["method"] == "POST" and _MAKING_JOBS.fullmatch(scope["path"]):
             no = self._full(scope)
@@ -159,19 +158,25 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _named(scope: Scope, send: Send) -> Send:
-    """A `send` that gives each answer an `x-request-id`: the caller's own, or a new one."""
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    name = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
+class _Sent:
+    """A `send` that gives each answer an `x-request-id`, and knows whether one has begun.
 
-    async def named(message: Message) -> None:
+    The name is the caller's own, or a new one.
+    """
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        self.name = given.decode("ascii") if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        self.has_begun = False
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.has_begun = True
             headers = list(message.get("headers", ()))
             if not any(key == b"x-request-id" for key, _ in headers):
-                message = {**message, "headers": [*headers, (b"x-request-id", name)]}
-        await send(message)
-
-    return named
+                message = {**message, "headers": [*headers, (b"x-request-id", self.name.encode("ascii"))]}
+        await self._send(message)
 
 
 async def _empty(send: Send, status: int) -> None:

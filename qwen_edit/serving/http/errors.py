@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from qwen_edit.contract import openai, statuses
 from qwen_edit.errors import EditError
+from qwen_edit.serving.failures import LeftError
 
 OPENAI = "/v1/"
 """What the paths of OpenAI's routes begin with."""
@@ -28,10 +29,15 @@ class Refusal:
 
 
 def of_error(error: EditError) -> Refusal:
-    """An error of the contract. `x-should-retry` tells OpenAI's clients whether a repeat could go well."""
-    headers = {"x-should-retry": "false"} if statuses.is_final(error.code) else {}
-    param = error.fields[0] if error.fields else None
-    return Refusal(statuses.status(error.code), error.code, error.sentence, param, headers)
+    """An error of the contract.
+
+    OpenAI's clients repeat a whole upload after a status of 500 or more, unless `x-should-retry` says otherwise. What
+    failed here fails again, but for an edit that another worker may still do.
+    """
+    if isinstance(error, LeftError):
+        return Refusal(503, error.code, error.sentence)
+    headers = {"x-should-retry": "false"}
+    return Refusal(statuses.status(error.code), error.code, error.sentence, error.param, headers)
 
 
 def overloaded(seconds: int) -> Refusal:
@@ -44,6 +50,12 @@ def overloaded(seconds: int) -> Refusal:
     return Refusal(429, "overloaded", sentence, headers={"retry-after": str(seconds)})
 
 
+BROKEN = Refusal(
+    500,
+    "internal",
+    "the request failed; the worker's log has the details under the answer's x-request-id",
+    headers={"x-should-retry": "false"},
+)
 DRAINING = Refusal(503, "overloaded", "the worker is about to end and takes no more", headers={"connection": "close"})
 ONLY_GET = Refusal(405, "invalid_request", "the path does not take this method", headers={"allow": "GET, HEAD"})
 LONG_KEY = Refusal(400, "invalid_request", "Idempotency-Key is too long, expected at most 200 characters")

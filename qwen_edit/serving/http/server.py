@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 import uvicorn
 
@@ -21,6 +22,9 @@ from qwen_edit.serving.http.readiness import Readiness
 from qwen_edit.serving.jobs.table import Jobs
 from qwen_edit.serving.service import Service
 from qwen_edit.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 BACKLOG = 512
 """Connections that wait to be accepted, while modules are imported for instance."""
@@ -102,6 +106,13 @@ class _End:
         self._readiness.lose()
         self._begin(0)
 
+    def by_import(self, app: asyncio.Future[App]) -> None:
+        """The routes are there, or cannot be imported: then nobody is answered anything but health."""
+        if not app.cancelled() and (error := app.exception()) is not None:
+            log("no routes", "error", error=f"{type(error).__name__}: {error}"[:200])
+            self.status = 1
+            self._begin(0)
+
     def _begin(self, seconds: float) -> None:
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._end(seconds))
@@ -118,6 +129,7 @@ async def _serve(service: Service, sockets: Sequence[socket.socket]) -> int:
     app: asyncio.Future[App] = loop.run_in_executor(None, partial(_app, jobs, readiness))
     server = _Server(_config(Edge(service.settings, jobs, readiness, app), service.settings))
     end = _End(server, jobs, readiness)
+    app.add_done_callback(end.by_import)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.by_signal, number)
     service.device.when_lost(lambda: loop.call_soon_threadsafe(end.by_loss))
@@ -128,6 +140,16 @@ async def _serve(service: Service, sockets: Sequence[socket.socket]) -> int:
     return end.status
 
 
+def _shared(edge: Edge, origins: Sequence[str]) -> "Edge | ASGIApp":
+    """The edge, with what lets pages of other origins ask: refusals too must be readable for these."""
+    if not origins:
+        return edge
+    from starlette.middleware.cors import CORSMiddleware
+
+    exposed = ("retry-after", "x-request-id", "x-qwen-edit")
+    return CORSMiddleware(edge, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed)
+
+
 def _app(jobs: Jobs, readiness: Readiness) -> App:
     from qwen_edit.serving.http.app import build
 
@@ -135,8 +157,10 @@ def _app(jobs: Jobs, readiness: Readiness) -> App:
 
 
 def _config(edge: Edge, settings: Settings) -> uvicorn.Config:
+    # Its lines would be text among the log's JSON; what breaks is logged by the edge.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
     return uvicorn.Config(
-        edge,
+        _shared(edge, settings.origins),
         http=LimitedProtocol,
         ws="none",
         loop="asyncio",

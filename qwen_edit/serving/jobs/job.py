@@ -9,7 +9,7 @@ from typing import Any, Literal
 from qwen_edit.contract.request import EditRequest
 from qwen_edit.contract.response import EditResponse
 from qwen_edit.edit.hooks import Step
-from qwen_edit.errors import EditError
+from qwen_edit.errors import EditError, InternalError
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 """RunPod's words."""
@@ -22,6 +22,11 @@ RUN_KEPT_S, SYNC_KEPT_S = 30 * 60.0, 60.0
 
 EXECUTION_S, TTL_S = 600.0, 24 * 3600.0
 """RunPod's defaults: the longest run of a job, and its longest life before its end (its documentation of policies)."""
+
+
+def kept_for(key: str | None) -> float:
+    """Seconds for which the result of a job is kept whose caller waits for it: without a key nobody can ask again."""
+    return 0.0 if key is None else SYNC_KEPT_S
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,16 @@ class Job:
         taken = list(self.updates)
         self.updates.clear()
         return taken
+
+    def outcome(self) -> Result:
+        """What it left, after its end.
+
+        Raises:
+            EditError: it left nothing.
+        """
+        if self.result is None:
+            raise self.error or InternalError("the result was let go to make room for later ones")
+        return self.result
 
     async def change(self) -> None:
         """Wait until something happens to it."""

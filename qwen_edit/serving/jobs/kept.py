@@ -57,8 +57,8 @@ class Kept:
 
     def _drop(self, job: Job) -> None:
         del self._jobs[job.id]
-        if job.key is not None:
-            self._keys.pop(job.key, None)
+        if job.key is not None and self._keys.get(job.key) == job.id:  # a later job may have it
+            del self._keys[job.key]
 
 
 def _is_over(job: Job, now: float) -> bool:

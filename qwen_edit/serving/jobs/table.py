@@ -6,7 +6,7 @@ import secrets
 import statistics
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from qwen_edit.errors import Cancelled, EditError
@@ -56,6 +56,11 @@ class Jobs:
         """Call a function with each job that ends."""
         self._hearers.append(ended)
 
+    def tell(self, job: Job) -> None:
+        """Call the functions of `hear`."""
+        for hear in self._hearers:
+            hear(job)
+
     def owe(self, task: asyncio.Task[None]) -> None:
         """Have a task that an end waits for."""
         self._owed.add(task)
@@ -87,9 +92,9 @@ class Jobs:
         return self._kept.find(job_id, self._clock.now())
 
     def find_by_key(self, key: str | None) -> Job | None:
-        """The job of a caller's own key, unless it ended without a result."""
+        """The job of a caller's own key, unless it ended and has no result."""
         job = self._kept.find_by_key(key, self._clock.now()) if key else None
-        return None if job is None or job.status in ("FAILED", "CANCELLED", "TIMED_OUT") else job
+        return None if job is None or (job.is_final and job.result is None) else job
 
     def cancel(self, job: Job) -> None:
         """Stop a job; on the device it stops at the next step."""
@@ -140,14 +145,15 @@ class Jobs:
     async def close(self, seconds: float) -> None:
         """Take nothing more; let what is here end within so many seconds, then stop the rest."""
         self.is_closed = True
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=seconds)
-        for task in list(self._tasks.values()):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while unfinished := {*self._tasks.values(), *self._owed}:
+                    await asyncio.wait(unfinished)
+        stopped = {*self._tasks.values(), *self._owed}
+        for task in stopped:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()))
-        if self._owed:
-            await asyncio.wait(set(self._owed))
+        if stopped:
+            await asyncio.wait(stopped)
 
     def _start(self, job: Job, order: Order) -> None:
         place = ExitStack()
@@ -195,8 +201,7 @@ class Jobs:
         self.counts[job.status] += 1
         self._kept.forget(self._clock.now())
         asyncio.get_running_loop().call_later(job.kept_s + 1, lambda: self._kept.forget(self._clock.now()))
-        for hear in self._hearers:
-            hear(job)
+        self.tell(job)
 
     def _cancel_if_left(self, job: Job) -> None:
         if job.listeners <= 0:

@@ -73,6 +73,7 @@ def test_openais_client_gets_a_stream_with_as_many_previews_as_it_asked_for(clie
     assert [event.type for event in partial] == ["image_edit.partial_image"] * number
     assert [getattr(event, "partial_image_index", None) for event in partial] == list(range(number))
     assert completed.type == "image_edit.completed"
+    assert completed.usage.total_tokens == 0
     assert picture_of(completed.b64_json).size == (256, 256)
 
 
@@ -82,6 +83,13 @@ def test_openais_client_names_what_was_wrong(client: openai.OpenAI) -> None:
 
     assert (caught.value.param, caught.value.type) == ("mask", "invalid_request_error")
     assert caught.value.request_id
+
+
+def test_openais_client_names_a_field_that_nobody_knows(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(image=PHOTO.read_bytes(), prompt="x", extra_body={"qualty": "high"})
+
+    assert caught.value.param == "qualty"
 
 
 def test_openais_client_is_told_not_to_repeat_what_failed(client: openai.OpenAI) -> None:
@@ -189,6 +197,13 @@ def test_a_file_goes_in_and_a_file_comes_out_with_its_receipt(server: HttpWorker
     assert receipt["model_config"]["worker_version"]
     with Image.open(io.BytesIO(answer.body)) as picture:
         assert (picture.format, picture.size) == ("WEBP", (256, 256))
+
+
+def test_a_stream_is_refused_where_there_is_none(server: HttpWorker) -> None:
+    answer = server.ask("/edit?prompt=x&stream=true", PHOTO.read_bytes(), content_type="image/png")
+
+    assert answer.status == 400
+    assert answer.json()["error"].startswith("invalid_request: stream is true, expected false")
 
 
 def test_a_file_goes_in_and_json_comes_out_where_no_picture_is_asked_for(server: HttpWorker) -> None:

@@ -1,5 +1,6 @@
 """What every request meets first: health while it loads, keys, bounds, and heads that nobody honest sends."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -8,10 +9,19 @@ from typing import Any
 
 import pytest
 
+from qwen_edit.errors import InternalError
+from qwen_edit.serving.failures import LeftError
+from qwen_edit.serving.http import errors
+from qwen_edit.serving.http.edge import Edge
+from qwen_edit.serving.http.readiness import Readiness
+from qwen_edit.serving.jobs.table import Jobs
+from qwen_edit.serving.service import Service
+from qwen_edit.settings import Settings
 from tests.support.gates import Gate
 from tests.support.http_worker import FAKE, HttpWorker, free_port, serving
 from tests.support.loop_worker import launched
 from tests.support.patience import PATIENCE
+from tests.support.places import ROOT
 
 Job = dict[str, Any]
 KEY = "correct-horse-battery"
@@ -76,7 +86,11 @@ def test_the_model_is_described_as_in_a_reply(server: HttpWorker, good: Job) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["/run", "/health", "/v1/models", "/metrics", "/model-info", "/ping/", "//ping", "/x/../ping"]
+    "path",
+    [
+        *("/run", "/health", "/v1/models", "/metrics", "/model-info", "/docs", "/openapi.json"),
+        *("/ping/", "//ping", "/x/../ping", "/v2/x/ping", "/v2/x/"),
+    ],
 )
 def test_without_the_key_nothing_but_health_is_told(locked: HttpWorker, path: str) -> None:
     answer = locked.ask(path)
@@ -116,6 +130,56 @@ def test_browsers_elsewhere_may_ask_from_the_origins_that_are_set_alone(locked: 
 
     assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, "https://a.test")
     assert "access-control-allow-origin" not in other.headers
+    refused = locked.ask("/health", origin="https://a.test")
+    assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, "https://a.test")
+
+
+def test_a_server_whose_packages_cannot_be_imported_ends_and_says_so(models: Path, tmp_path: Path) -> None:
+    hidden = {"PYTHONPATH": str(ROOT / "tests" / "support" / "only_locked"), "QWEN_TEST_HIDDEN": "fastapi"}
+    settings = {"PORT": str(free_port()), "QWEN_EDIT_MODE": "http"}
+    with launched(models, tmp_path, *FAKE, **hidden, **settings) as worker:
+        event = worker.wait_for_event("no routes")
+
+        assert event["error"].startswith("ModuleNotFoundError: ")
+        assert worker.process.wait(PATIENCE) == 1
+
+
+def test_what_nobody_foresaw_is_a_sentence_and_a_traceback_in_the_log(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[Any] = []
+
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def ask() -> None:
+        service = Service(Settings(models=models))
+        app = asyncio.get_running_loop().create_future()
+        app.set_result(broken)
+        edge = Edge(service.settings, Jobs(service), Readiness(service), app)
+        headers = [(b"x-request-id", b"mine")]
+        await edge({"type": "http", "method": "GET", "path": "/health", "headers": headers}, receive, send)
+
+    asyncio.run(ask())
+
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"])["error"].startswith("internal: the request failed; ")
+    (event,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (event["event"], event["request"]) == ("request failed", "mine")
+    assert "a secret" in event["traceback"]
+
+
+def test_a_job_that_the_lost_device_left_may_be_sent_again_and_no_other_failure() -> None:
+    left, failed = errors.of_error(LeftError("x")), errors.of_error(InternalError("x"))
+
+    assert (left.status, "x-should-retry" in left.headers) == (503, False)
+    assert (failed.status, failed.headers["x-should-retry"]) == (500, "false")
 
 
 def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_read(server: HttpWorker) -> None:

@@ -159,19 +159,40 @@ def test_a_caller_who_leaves_in_the_middle_of_a_body_is_noticed_and_makes_room()
             asyncio.run(uploads.read(coming(b"{", then="gone"), 30_000_000))
 
 
-def test_too_many_bodies_on_their_way_are_refused() -> None:
-    async def scene() -> None:
-        uploads = Uploads()
-        held = [asyncio.ensure_future(uploads.read(coming(b"{"), 30_000_000)) for _ in range(17)]
-        await asyncio.sleep(0)
-        with pytest.raises(BodyError) as caught:
-            await uploads.read(coming(b"{"), 30_000_000)
-        assert caught.value.status == 503
-        for one in held:
-            one.cancel()
-        await asyncio.wait(held)
+def beside(number: int, part: bytes, declared: int) -> int:
+    """The status of one more body while so many are on their way that have sent a part and go on; 0 if it is taken."""
 
-    asyncio.run(scene())
+    async def scene() -> int:
+        uploads = Uploads()
+        held = [asyncio.ensure_future(uploads.read(coming(part), declared)) for _ in range(number)]
+        await asyncio.sleep(0)
+        try:
+            await uploads.read(whole(b" " * 10_000_000), 10_000_000)
+        except BodyError as error:
+            return error.status
+        finally:
+            for one in held:
+                one.cancel()
+            await asyncio.wait(held)
+        return 0
+
+    return asyncio.run(scene())
+
+
+def whole(body: bytes) -> Callable[[], Any]:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def test_bodies_that_promise_much_and_send_little_do_not_keep_others_out() -> None:
+    assert beside(200, b"{", declared=30_000_000) == 0
+
+
+@pytest.mark.parametrize(("number", "part"), [(256, b"{"), (17, b" " * 30_000_000)])
+def test_too_many_bodies_or_bytes_on_their_way_are_refused(number: int, part: bytes) -> None:
+    assert beside(number, part, declared=30_000_000) == 503
 
 
 def test_of_what_was_refused_only_a_little_more_is_read() -> None:

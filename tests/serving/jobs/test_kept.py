@@ -29,6 +29,15 @@ def test_a_job_is_known_until_its_time_is_over() -> None:
     assert kept.find_by_key("mine", 0.0) is None
 
 
+def test_a_key_leads_to_the_last_job_that_had_it() -> None:
+    kept = Kept()
+    ended(kept, "one", at=0.0, key="mine")
+    later = ended(kept, "two", at=30.0, key="mine")
+
+    assert kept.find("one", 61.0) is None
+    assert kept.find_by_key("mine", 61.0) is later
+
+
 def test_a_job_that_has_not_ended_is_never_forgotten() -> None:
     kept = Kept(most_jobs=0)
     job = Job("one", Order("run", REQUEST), 0.0)

@@ -1,6 +1,5 @@
 """OpenAI's `POST /v1/images/edits`, in one reply or as a stream, and `GET /v1/models`."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -10,13 +9,13 @@ from starlette.responses import Response, StreamingResponse
 
 from qwen_edit.contract import openai
 from qwen_edit.edit.hooks import Step
-from qwen_edit.errors import Cancelled, InvalidRequest
+from qwen_edit.errors import EditError, InvalidRequest
 from qwen_edit.serving.http.answers import Document, parts_of, pieces_of
 from qwen_edit.serving.http.edge import key_of
-from qwen_edit.serving.http.errors import of_error
+from qwen_edit.serving.http.errors import OPENAI, of_error
 from qwen_edit.serving.http.requests import is_form, read_form, read_json
 from qwen_edit.serving.http.waiting import listening, until_change, until_end
-from qwen_edit.serving.jobs.job import Job, Order
+from qwen_edit.serving.jobs.job import Job, Order, kept_for
 from qwen_edit.serving.jobs.table import Jobs
 
 KEEP_ALIVE_S = 10.0
@@ -52,6 +51,7 @@ class OpenAIRoutes:
                 asked.request,
                 partial(openai.answer, created=created),
                 limit=self._jobs.service.settings.http_limit,
+                kept_s=kept_for(key),
                 with_preview=evenly(asked.partial_images),
                 key=key,
             )
@@ -62,9 +62,7 @@ class OpenAIRoutes:
             return StreamingResponse(stream, headers=headers | _STREAM_HEADERS, media_type="text/event-stream")
         with listening(self._jobs, job):
             await until_end(request, job)
-        if job.result is None:
-            raise job.error or Cancelled("the edit was cancelled")
-        return Document(job.result.output, headers=headers)
+        return Document(job.outcome().output, headers=headers)
 
     async def _events(self, job: Job, created: int) -> AsyncIterator[bytes]:
         """The events of a job, as server-sent events; whoever stops to read stops the job."""
@@ -77,16 +75,16 @@ class OpenAIRoutes:
                         number += 1
                 if job.is_final:
                     break
-                news = asyncio.ensure_future(until_change(job, KEEP_ALIVE_S))
-                await news
+                await until_change(job, KEEP_ALIVE_S)
                 if not job.updates and not job.is_final:
                     yield b": keep-alive\n\n"
-        if job.result is None:
-            refusal = of_error(job.error or Cancelled("the edit was cancelled"))
-            yield _event(refusal.body("/v1/"))
+        try:
+            response = job.outcome().response
+        except EditError as error:
+            yield _event(of_error(error).body(OPENAI))
             return
-        for picture in range(len(job.result.response.images or job.result.response.urls or ())):
-            for piece in _pieces(openai.completed(job.result.response, picture, created)):
+        for picture in range(len(response.images or response.urls or ())):
+            for piece in _pieces(openai.completed(response, picture, created)):
                 yield piece
         yield b"data: [DONE]\n\n"
 

@@ -8,13 +8,13 @@ from starlette.responses import Response
 from qwen_edit.contract import openai
 from qwen_edit.contract.response import EditResponse
 from qwen_edit.contract.sentences import shown
-from qwen_edit.errors import Cancelled, InvalidRequest
+from qwen_edit.errors import InvalidRequest
 from qwen_edit.serving.http.answers import Document
 from qwen_edit.serving.http.edge import key_of
 from qwen_edit.serving.http.requests import is_picture
 from qwen_edit.serving.http.routes.openai import read_asked
 from qwen_edit.serving.http.waiting import listening, until_end
-from qwen_edit.serving.jobs.job import Order, Result
+from qwen_edit.serving.jobs.job import Order, Result, kept_for
 from qwen_edit.serving.jobs.table import Jobs
 
 RECEIPT = "x-qwen-edit"
@@ -34,20 +34,28 @@ class PictureRoute:
         wants_picture = "image/" in request.headers.get("accept", "")
         with_receipt = _wants_receipt(request)
         asked = await _asked(request)
+        if asked.stream:
+            raise InvalidRequest("stream is true, expected false, or a stream of /v1/images/edits", "stream")
         if wants_picture and (asked.request.num_images > 1 or asked.request.return_as == "url"):
             raise InvalidRequest("Accept asks for a picture, expected num_images 1 and return 'base64'", "num_images")
         key = key_of(request.scope)
-        order = Order("edit", asked.request, limit=self._jobs.service.settings.http_limit, key=key, keeps_files=True)
-        job = self._jobs.find_by_key(key) or self._jobs.submit(order)
+        job = self._jobs.find_by_key(key) or self._jobs.submit(
+            Order(
+                "edit",
+                asked.request,
+                limit=self._jobs.service.settings.http_limit,
+                kept_s=kept_for(key),
+                key=key,
+                keeps_files=True,
+            )
+        )
         with listening(self._jobs, job):
             await until_end(request, job)
-        if job.result is None:
-            raise job.error or Cancelled("the edit was cancelled")
-        headers = {"x-request-id": job.id}
-        if not wants_picture or not job.result.files:
-            return Document(job.result.output, headers=headers)
-        receipt = {RECEIPT: _receipt(job.result.response)} if with_receipt else {}
-        return _file(job.result, headers | receipt)
+        result, headers = job.outcome(), {"x-request-id": job.id}
+        if not wants_picture:
+            return Document(result.output, headers=headers)
+        receipt = {RECEIPT: _receipt(result.response)} if with_receipt else {}
+        return _file(result, headers | receipt)
 
 
 def _wants_receipt(request: Request) -> bool:

@@ -60,6 +60,7 @@ class RunPodRoutes:
     async def run(self, request: Request) -> Response:
         """Take a job and answer at once."""
         job = await self._submitted(request, RUN)
+        job.listeners += 1  # for good: its caller asks for it later
         return Document({"id": job.id, "status": "IN_QUEUE"})
 
     async def runsync(self, request: Request) -> Response:

@@ -24,9 +24,9 @@ def paths() -> dict[str, Schema]:
         "/health": {"get": operation("health", "Count jobs and workers, as RunPod does", health, tags=_TAGS)},
         "/model-info": {"get": operation("model_info", "Tell the model and its choices", info, tags=_TAGS)},
         "/metrics": {"get": operation("metrics", "Tell the metrics in Prometheus' words", metrics, tags=_TAGS)},
-        "/": _open("page", "Show the page that edits a picture", _html()),
-        "/docs": _open("docs", "Show this description as a page", _html()),
-        "/openapi.json": _open("openapi", "Give this description as JSON", _document()),
+        "/": _open("page", "Show the page that edits a picture", _html((500,))),
+        "/docs": {"get": operation("docs", "Show this description as a page", _html(READING), tags=_TAGS)},
+        "/openapi.json": {"get": operation("openapi", "Give this description as JSON", _document(), tags=_TAGS)},
     }
 
 
@@ -51,18 +51,14 @@ def _ready() -> dict[str, Schema]:
     }
 
 
-def _html() -> dict[str, Schema]:
+def _html(statuses: tuple[int, ...]) -> dict[str, Schema]:
     page: Schema = {"description": "the page", "content": {"text/html": {"schema": {"type": "string"}}}}
-    return {"200": page, "304": {"description": "If-None-Match has the page's ETag"}} | _broken()
+    return {"200": page, "304": {"description": "the page is known"}} | failures.responses("/", statuses)
 
 
 def _document() -> dict[str, Schema]:
     content = {"application/json": {"schema": {"type": "object"}}}
-    return {"200": {"description": "OpenAPI 3.1", "content": content}} | _broken()
-
-
-def _broken() -> dict[str, Schema]:
-    return failures.responses("/", (500,))
+    return {"200": {"description": "OpenAPI 3.1", "content": content}} | failures.responses("/", READING)
 
 
 def _plain() -> Schema:

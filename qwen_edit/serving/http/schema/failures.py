@@ -49,9 +49,14 @@ _CAUSES: dict[int, tuple[str, str, str]] = {
         "the edit failed; the worker's log has the details",
     ),
     503: (
-        "model_unavailable, out_of_memory, overloaded: this worker cannot now",
+        "model_unavailable, overloaded, internal: this worker cannot now",
         "model_unavailable",
         "the model could not be loaded; the worker's log has the details",
+    ),
+    507: (
+        "out_of_memory: the device's memory does not suffice",
+        "out_of_memory",
+        "1 picture(s) of 2048 × 2048 pixels do not fit the device's memory",
     ),
 }
 
@@ -96,7 +101,7 @@ OPENAI_ERROR: Schema = {
     "additionalProperties": False,
 }
 
-READING, BODY, JOB, MAKING, EDITING = (401, 500), (408, 413, 503), (404,), (400, 429), (410, 422)
+READING, BODY, JOB, MAKING, EDITING = (401, 500), (408, 413, 503), (404,), (400, 429), (410, 422, 507)
 """Statuses of every route behind the key, and those that a body, a job's id, a new job and its end add."""
 
 
