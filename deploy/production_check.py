@@ -25,7 +25,14 @@ PYTHON = ROOM / "venv" / "bin" / "python"
 INSTALL = re.compile(r"pip (install [^\\&|{}]*-r (requirements/(?:torch|serve)\.lock))")
 """The Dockerfile's commands for the two locks, without `pip` itself."""
 
-MODULES = ("qwen_edit.loading.assembly", "qwen_edit.editor", "qwen_edit.serving.worker", "builder", "handler")
+MODULES = (
+    "qwen_edit.loading.assembly",
+    "qwen_edit.editor",
+    "qwen_edit.serving.queue.worker",
+    "qwen_edit.serving.http.app",
+    "builder",
+    "handler",
+)
 
 TEST_PACKAGES = ("hypothesis", "pytest")
 """Of the extra `dev`: what the tests below import."""

@@ -1,8 +1,9 @@
 import re
+from importlib.util import find_spec
 
 import pytest
 
-from deploy.production_check import COMPILING, TESTS, installs
+from deploy.production_check import COMPILING, MODULES, TESTS, installs
 from tests.support.places import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
@@ -21,6 +22,11 @@ def test_a_lock_that_the_dockerfile_does_not_install_is_not_passed_over(lock: st
 
     with pytest.raises(ValueError, match=r"expected torch\.lock, then serve\.lock"):
         list(installs(without))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_it_imports_is_there(module: str) -> None:
+    assert find_spec(module) is not None
 
 
 def test_what_it_tests_is_there() -> None:
