@@ -32,6 +32,9 @@ BACKLOG = 512
 GRACE_S = 5
 """Seconds that an end waits for answers that are on their way."""
 
+_TALKERS = ("uvicorn.error", "python_multipart")
+"""Loggers that write a line for each wrong request, as text. The edge logs what breaks, and callers are told the rest."""
+
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -157,8 +160,8 @@ def _app(jobs: Jobs, readiness: Readiness) -> App:
 
 
 def _config(edge: Edge, settings: Settings) -> uvicorn.Config:
-    # Its lines would be text among the log's JSON; what breaks is logged by the edge.
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+    for name in _TALKERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     return uvicorn.Config(
         _shared(edge, settings.origins),
         http=LimitedProtocol,

@@ -263,6 +263,7 @@ def test_a_form_of_many_parts_is_refused(server: HttpWorker) -> None:
 )
 def test_a_form_that_is_none_is_refused(server: HttpWorker, kind: str) -> None:
     assert server.ask("/edit", b"nonsense", content_type=kind).status == 400
+    assert server.worker.errors() == ""
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1/nope", "/run", "/status", "/%2e%2e/ping", "/v2/x"])
