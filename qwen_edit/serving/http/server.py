@@ -33,7 +33,7 @@ GRACE_S = 5
 """Seconds that an end waits for answers that are on their way."""
 
 _TALKERS = ("uvicorn.error", "python_multipart")
-"""Loggers that write a line for each wrong request, as text. The edge logs what breaks, and callers are told the rest."""
+"""Loggers that write a line of text for each wrong request. The edge logs what breaks; callers are told the rest."""
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
