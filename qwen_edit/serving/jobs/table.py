@@ -200,8 +200,14 @@ class Jobs:
     def _settle(self, job: Job) -> None:
         self.counts[job.status] += 1
         self._kept.forget(self._clock.now())
-        asyncio.get_running_loop().call_later(job.kept_s + 1, lambda: self._kept.forget(self._clock.now()))
+        asyncio.get_running_loop().call_later(job.kept_s + 1, self._forget)
         self.tell(job)
+
+    def _forget(self) -> None:
+        """Let go of what nobody may ask for any more, and give its memory back: the allocator would keep it."""
+        self._kept.forget(self._clock.now())
+        if not self._tasks:
+            self.service.device.rest()
 
     def _cancel_if_left(self, job: Job) -> None:
         if job.listeners <= 0:
